@@ -1,0 +1,45 @@
+# Every target sets up what it needs; `make demo` and `make test` work in a fresh clone with Python 3.11 and g++.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.memext-installed
+KERNELS := $(wildcard shared_core/kernels/*)
+
+.PHONY: install demo lint test test-full test-gpu bench bench-gpu clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml setup.py shared_core/_build.py $(KERNELS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[all,dev]"
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/python examples/demo.py --out demo_out
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+# Also the slow tests: sanitized kernels, the whole compile matrix, mutations, huge tensors.
+test-full: lint
+	$(BIN)/python -m pytest -m "not gpu"
+
+# On a machine with a CUDA device, in the active Python environment (PY=...); see benchmarks/README.md.
+PY ?= python3
+test-gpu:
+	$(PY) -m shared_core._build
+	$(PY) -m pytest -m gpu tests
+	$(PY) tests/gpu/sanitize.py
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.cpu
+
+bench-gpu:
+	$(PY) -m shared_core._build
+	$(PY) -m benchmarks.gpu
+
+clean:
+	rm -rf $(VENV) build demo_out shared_core/_lib *.egg-info

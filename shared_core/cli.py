@@ -1,0 +1,196 @@
+"""The `memext` command. A subcommand is one function below, decorated with `@command`.
+
+Each returns the exit status; a MemextError it raises becomes one line on stderr and status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+
+from .errors import MemextError
+
+__all__ = ["main"]
+
+_COMMANDS = []
+
+
+def argument(*names, **options):
+    """One argument of a command: what argparse's add_argument takes."""
+    return names, options
+
+
+def command(name, summary, *arguments):
+    """Makes `function(args) -> int` the subcommand `memext <name>`."""
+    def register(function):
+        _COMMANDS.append((name, summary, arguments, function))
+        return function
+    return register
+
+
+@command(
+    "report", "measure the memory of one training step of a model",
+    argument("--model", required=True, metavar="MODULE:FACTORY",
+             help="called without arguments, returns the model"),
+    argument("--input", required=True, metavar="SHAPE", help="shape of a random input, e.g. 4,8,3,32,32"),
+    argument("--step", metavar="MODULE:FUNCTION",
+             help="called as function(model, x); default: forward, sum of the outputs, backward"),
+    argument("--device", default="cpu", help="default: cpu"),
+    argument("--json", metavar="PATH", help="write the report there"),
+    argument("--png", metavar="PATH", help="draw the timeline there"),
+)
+def report(args):
+    from .memory import measure
+
+    shape = _shape(args.input)
+    for option, path in (("--json", args.json), ("--png", args.png)):
+        folder = os.path.dirname(os.path.abspath(path or "."))
+        if not os.path.isdir(folder):  # said before the step runs, not after
+            raise MemextError(f"{option} {path!r}: there is no folder {folder!r}; create it first.")
+    factory = _load(args.model, "--model")
+    step = _load(args.step, "--step") if args.step else _default_step
+    model, x = _build(factory, args.model, shape, args.device)
+    with _blame(f"the step on input {args.input} raised"):
+        step(model, x)  # unmeasured: the first call also loads libraries and fills caches
+        _reset_state(model)
+        model.zero_grad(set_to_none=True)
+        found = measure(lambda: step(model, x), model=model)
+    _reset_state(model)
+    print(found.table())
+    for option, path, write in (("--json", args.json, found.to_json), ("--png", args.png, found.plot)):
+        if path:
+            with _blame(f"{option} {path}: cannot be written:", OSError):
+                write(path)
+            print(f"wrote {path}")
+    return 0
+
+
+@command("neurons", "list the registered neurons, and where each can run")
+def neurons(args):
+    from . import registry
+    from .backends import cuda, native
+    from .report import text_table
+
+    columns = ("name", "owner", "framework", "alphabet", "backends")
+    rows = [[_cell(getattr(neuron, column, None)) for column in columns] for neuron in registry.neurons()]
+    if not rows:
+        print("No neurons are registered.")
+        return 0
+    missing = {name: reason for name, backend in (("native", native), ("cuda", cuda))
+               if (reason := backend.unavailable()) is not None}
+    for row in rows:
+        row[-1] = ", ".join(f"{name} (not here)" if name in missing else name for name in row[-1].split(", "))
+    print(text_table(rows, columns))
+    for name, reason in missing.items():
+        print(f"{name} cannot run on this machine: {reason}")
+    return 0
+
+
+def main(argv=None):
+    """Runs `memext` with the given arguments (default: the program's) and returns the exit status.
+
+    0: done; 2: the request cannot be honoured, said in one line on stderr.
+    """
+    parser = argparse.ArgumentParser(prog="memext", description="Memory-efficient spiking neurons.")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, summary, arguments, function in _COMMANDS:
+        subparser = subparsers.add_parser(name, help=summary, description=summary)
+        for names, options in arguments:
+            subparser.add_argument(*names, **options)
+        subparser.set_defaults(function=function)
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has printed its help or its complaint
+        return stop.code
+    try:
+        return args.function(args)
+    except MemextError as error:
+        print(f"memext {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+
+
+def _shape(text):
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise MemextError(f"--input {text!r} is not a shape; "
+                          "allowed: positive whole numbers separated by commas, e.g. 4,8,3,32,32.")
+    return shape
+
+
+def _load(target, option):
+    """The object that 'module:attribute' names; modules in the current directory are found."""
+    module_name, _, attribute = target.partition(":")
+    if not module_name or not attribute:
+        raise MemextError(f"{option} {target!r}: allowed: module:attribute, e.g. mynet:build.")
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    with _blame(f"{option} {target!r}: importing {module_name!r} raised"):
+        found = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            raise MemextError(f"{option} {target!r}: module {module_name!r} has no {attribute!r}; "
+                              "name a function that is defined there.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise MemextError(f"{option} {target!r} is {type(found).__name__}; it must be callable.")
+    return found
+
+
+def _build(factory, name, shape, device):
+    import torch
+
+    with _blame(f"--model {name!r}: the factory raised"):
+        model = factory()
+    if not isinstance(model, torch.nn.Module):
+        raise MemextError(f"--model {name!r}: the factory returned {type(model).__name__}; "
+                          "it must return a torch.nn.Module.")
+    with _blame(f"--device {device!r} cannot be used:"):
+        generator = torch.Generator().manual_seed(0)  # the same input for every method compared
+        return model.to(device), torch.rand(shape, generator=generator).to(device)
+
+
+def _default_step(model, x):
+    from ._memory_graph import tensors_in
+
+    losses = [tensor.sum() for tensor in tensors_in(model(x)) if tensor.requires_grad]
+    if not losses:
+        raise MemextError("no output of the model requires a gradient; pass --step with your own step.")
+    sum(losses).backward()
+
+
+def _reset_state(model):
+    """Clears neuron state the way the model's own framework does, if the factory's module has loaded one."""
+    for module_name, function in (("spikingjelly.activation_based.functional", "reset_net"),
+                                  ("snntorch.utils", "reset")):
+        framework = sys.modules.get(module_name)
+        if framework is not None:
+            with _blame(f"{module_name}.{function} raised"):
+                getattr(framework, function)(model)
+
+
+@contextlib.contextmanager
+def _blame(what, kinds=Exception):
+    """Turns an exception of user code into a MemextError that says whose it is."""
+    try:
+        yield
+    except MemextError:
+        raise
+    except kinds as error:
+        raise MemextError(f"{what} {type(error).__name__}: {error}") from error
+
+
+def _cell(value):
+    if value is None:
+        return "-"
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple, set, frozenset)) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+// The one argument of every kernel entry point: pointers and sizes, nothing of Torch. backends/_call.py mirrors it
+// field by field; memext_call_size() lets it check that both sides agree.
+#pragma once
+#include "config.h"
+
+namespace memext {
+
+constexpr int kBlock = 32;       // time steps between two kept states: the backward pass goes block by block
+constexpr int kMaxStates = 4, kMaxParams = 8, kMaxConstants = 8, kMaxSurrogateParams = 4, kMaxTrace = 4;
+
+enum Type : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
+
+// A tensor of R with one value per neuron, or fewer: neuron i reads data[(i / inner) % size].
+struct Param {
+  const void* data;
+  long long inner, size;
+};
+
+// Sequences are [steps, neurons], neurons dense, `*_stride` elements apart in time (0 = the same for all steps).
+// R is the arithmetic type: double for float64 tensors, float for all others. Null pointers: not wanted, or zero.
+struct Call {
+  long long steps, neurons;
+  int neuron, variant, surrogate, compute;  // ids of neuron.h and surrogate.h; compute is kFloat32 or kFloat64
+  int x_type, spike_type, threads, reserved;
+  double constants[kMaxConstants];
+  double surrogate_params[kMaxSurrogateParams];
+  double rest[kMaxStates];                // initial state where `initial` is null
+
+  const void* x;                          // [steps, neurons] x_type
+  long long x_stride;
+  const void* initial[kMaxStates];        // [neurons] R
+  Param params[kMaxParams];
+
+  void* spikes;                           // [steps, neurons] spike_type
+  unsigned char* bits;                    // [steps, ceil(neurons / 8)], bit i % 8 of byte i / 8, or null
+  void* final_state[kMaxStates];          // [neurons] R
+  void* states_seq[kMaxStates];           // [steps, neurons] R, or null
+  void* anchors;                          // [ceil(steps / kBlock) - 1, kStates, neurons] R; read by backward
+
+  const void* grad_spikes;                // [steps, neurons] spike_type, or null
+  long long grad_spikes_stride;
+  const void* grad_final[kMaxStates];     // [neurons] R, or null
+  const void* grad_seq[kMaxStates];       // [steps, neurons] R, or null
+  long long grad_seq_stride[kMaxStates];
+  void* grad_x;                           // [steps, neurons] x_type, or null
+  void* grad_initial[kMaxStates];         // [neurons] R, or null
+  void* grad_params[kMaxParams];          // [neurons] R, or null: summed over time, not over neurons
+
+  // One step only (steps = 1), or null: the fields of the neuron's Trace. Written by forward; given to backward, which
+  // then needs neither x nor, unless the neuron says so, the state before the step.
+  void* traces[kMaxTrace];                // [neurons] R
+};
+
+}  // namespace memext

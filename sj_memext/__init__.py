@@ -1,0 +1,28 @@
+"""Memory-efficient neurons for SpikingJelly. Importing it registers them in the framework's own namespaces.
+
+neuron.py      FusedIFNode, FusedLIFNode, FusedParametricLIFNode: also spikingjelly.activation_based.neuron.Fused...
+klif.py        FusedKLIFNode: likewise
+surrogate.py   Rectangle, Triangle, Arctan: also spikingjelly.activation_based.surrogate....
+retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
+"""
+from shared_core import registry as _registry
+
+from . import _host, neuron, surrogate
+from .retrofit import NEURONS as _NEURONS
+from .retrofit import report, restore, retrofit, substitute
+
+__all__ = ["neuron", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
+
+
+def register() -> None:
+    """Puts our neurons and surrogates, and those other packages registered, into SpikingJelly's namespaces.
+
+    Runs on import; calling it again is fine. Names of SpikingJelly itself are never replaced.
+    """
+    surrogate.register()
+    for entry in _NEURONS:
+        _registry.register(entry)
+    _registry.serve("spikingjelly", _host.neuron)
+
+
+register()

@@ -1,0 +1,62 @@
+"""Everything this adapter takes from SpikingJelly, and the versions it was tested with.
+
+The other modules of sj_memext import the framework from here only, so that a missing or unsuitable SpikingJelly is one
+clear message at one place. `spikingjelly.datasets` is never imported: it needs torchaudio.
+"""
+from __future__ import annotations
+
+import re
+import warnings
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version_of
+
+OLDEST = (2, 0, 0)         # first release with explicit-state neurons
+NEWEST_TESTED = (2, 0, 0)  # a later 2.x runs with a warning, 3 and above is refused: pyproject.toml says the same
+BEYOND = (3, 0, 0)
+
+
+def _dotted(version: tuple[int, ...]) -> str:
+    return ".".join(map(str, version))
+
+
+def check_version(text: str | None) -> str | None:
+    """What is wrong with a SpikingJelly of this version: None if nothing, a warning's text if it is untested.
+
+    text: as the package says it; None if it does not say (a source checkout). Raises ImportError outside the range.
+    """
+    allowed = f"sj_memext works with spikingjelly >={_dotted(OLDEST)},<{_dotted(BEYOND)}"
+    numbers = re.match(r"\d+(\.\d+)*", text or "")
+    if numbers is None:
+        return f"spikingjelly does not say its version ({text!r}); {allowed}"
+    found = tuple(map(int, numbers.group().split(".")))
+    if found < OLDEST or found >= BEYOND:
+        raise ImportError(f"spikingjelly {text} is installed; {allowed}. "
+                          f"Use: pip install 'spikingjelly>={_dotted(OLDEST)},<{_dotted(BEYOND)}'")
+    if found > NEWEST_TESTED:
+        return (f"spikingjelly {text} is newer than the last version sj_memext was tested with "
+                f"({_dotted(NEWEST_TESTED)}); compare a run with and without sj_memext before relying on it")
+    return None
+
+
+def _installed() -> str | None:
+    try:
+        return _version_of("spikingjelly")
+    except PackageNotFoundError:
+        return None
+
+
+VERSION = _installed()
+
+try:
+    import spikingjelly  # noqa: F401
+except ImportError as problem:
+    raise ImportError(f"sj_memext needs SpikingJelly, which cannot be imported ({problem}). "
+                      "Use: pip install 'memext[spikingjelly]'") from problem
+
+_doubt = check_version(VERSION)
+if _doubt is not None:
+    warnings.warn(_doubt, RuntimeWarning, stacklevel=2)
+
+from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: E402
+
+__all__ = ["VERSION", "base", "check_version", "functional", "neuron", "surrogate"]

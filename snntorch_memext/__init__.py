@@ -1,0 +1,29 @@
+"""Memory-efficient neurons for snnTorch. Importing it registers them in the framework's own namespaces.
+
+neurons.py     FusedLeaky, FusedSynaptic: also snntorch.Fused...
+surrogate.py   rectangle, triangle, arctan: also snntorch.surrogate....
+retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
+"""
+import snntorch as _snntorch
+
+from shared_core import registry as _registry
+
+from . import neurons, surrogate
+from .retrofit import NEURONS as _NEURONS
+from .retrofit import report, restore, retrofit, substitute
+
+__all__ = ["neurons", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
+
+
+def register() -> None:
+    """Puts our neurons and surrogates, and those other packages registered, into snnTorch's namespaces.
+
+    Runs on import; calling it again is fine. Names of snnTorch itself are never replaced.
+    """
+    surrogate.register()
+    for entry in _NEURONS:
+        _registry.register(entry)
+    _registry.serve("snntorch", _snntorch)
+
+
+register()
