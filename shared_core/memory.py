@@ -18,7 +18,7 @@ import torch
 from . import report as _render
 from ._memory_graph import can_walk, tensors_in
 from ._memory_hooks import active_trackers, running
-from ._memory_process import CudaWatch, ResidentSampler
+from ._memory_process import CudaWatch, ResidentWatch
 from ._memory_tracker import CATEGORIES, TimelinePoint, Tracker
 from .errors import MemextError
 
@@ -50,8 +50,9 @@ class MemoryReport:
     peak_by_device, saved_by_device: the same for every device that took part.
     peak_phase: phase of the peak: forward, backward, recompute (a module called inside the backward)
         or optimizer.
-    resident_bytes: high-water mark of the process's resident memory over its value before fn, sampled
-        every 5 ms; None where the system does not tell. Includes what allocators keep and kernels use.
+    resident_bytes: high-water mark of the process's resident memory over its value before fn, as
+        Linux keeps it (elsewhere sampled every 5 ms); None where the system does not tell. Includes what
+        allocators keep and kernels use.
     cuda_allocated_bytes, cuda_reserved_bytes: max_memory_allocated and max_memory_reserved over their
         values before fn, on `device`; None on the CPU.
     seconds: wall time of fn, tracking included.
@@ -125,7 +126,7 @@ def measure(fn, *, model=None, optimizer=None, timeline=True):
         raise MemextError(f"measure: optimizer is {type(optimizer).__name__} and has no 'state'; "
                           "pass a torch.optim optimizer or None.")
     tracker = Tracker(model, optimizer, timeline)
-    cuda, resident = CudaWatch(), ResidentSampler()
+    cuda, resident = CudaWatch(), ResidentWatch()
     cuda.start()
     resident.start()
     try:
