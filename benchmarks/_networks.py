@@ -1,167 +1,163 @@
-"""SpikingJelly networks, the ways to train them, and one training step: what the step and memory benchmarks share."""
+"""The SpikingJelly networks that the step and memory benchmarks train, and the least memory that a step needs."""
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from spikingjelly.activation_based import functional, layer, memopt, neuron, surrogate
+from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet, spikformer, spiking_vgg
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-
-import sj_memext
-from sj_memext.retrofit import METHODS
-
-NATIVE = "native"
-OURS = tuple(METHODS)
-MEMOPT = tuple(f"memopt {level}" for level in (1, 2, 3, 4))
-
-
-class OutOfTime(RuntimeError):
-    """A search that has had its share."""
+from torch import nn
 
 
 @dataclass(frozen=True)
 class Network:
     """build() makes it, multi-step.  shape: of a batch, [T, N, C, H, W].
 
-    For memopt, as SpikingJelly's own builders and example use it: the modules to checkpoint, how to split them, and
-    whether inputs that look binary are kept as bits (not where residual sums can be 2).
+    blocks: the modules that memopt checkpoints as one, as SpikingJelly's own builders and example have it; split: how
+    it may take one apart.  stem: modules outside these blocks that could be checkpointed too.
     """
 
     name: str
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    blocks: type
+    blocks: tuple[type, ...]
     split: Callable[[nn.Module], tuple[nn.Module, ...]]
-    compress: bool
     classes: int = 10
+    stem: tuple[type, ...] = ()
+
+    def at(self, steps: int | None = None, batch: int | None = None) -> Network:
+        """The same with another number of time steps or another batch size."""
+        return replace(self, shape=(steps or self.shape[0], batch or self.shape[1], *self.shape[2:]))
+
+
+# ---- building --------------------------------------------------------------------------------------------------------
 
 
 class Block(nn.Sequential):
     """convolution, norm, neuron: what memopt's own VGG example checkpoints as one."""
 
 
-def _can_chunk(module: nn.Module) -> bool:
-    return isinstance(module, (nn.Conv1d, nn.Conv2d, neuron.BaseNode))
+def _block(inputs: int, outputs: int) -> Block:
+    return Block(layer.Conv2d(inputs, outputs, 3, padding=1, bias=False), layer.BatchNorm2d(outputs),
+                 neuron.LIFNode(surrogate_function=surrogate.ATan()))
 
 
-def _atan() -> dict[str, object]:
-    return {"spiking_neuron": neuron.LIFNode, "surrogate_function": surrogate.ATan()}
-
-
-def grouped(features: nn.Sequential) -> nn.Sequential:
-    """The same modules, every convolution, norm and neuron in a Block."""
-    parts, blocks = list(features), []
-    while parts:
-        size = 3 if isinstance(parts[0], nn.Conv2d) else 1
-        taken, parts = parts[:size], parts[size:]
-        blocks.append(Block(*taken) if size == 3 else taken[0])
-    return nn.Sequential(*blocks)
-
-
-def vgg11() -> nn.Module:
-    net = spiking_vgg.spiking_vgg11_bn(num_classes=10, **_atan())
-    net.features = grouped(net.features)
+def _classified(features: list[nn.Module], width: int) -> nn.Module:
+    net = nn.Sequential(*features, layer.Flatten(), layer.Linear(width, 10))
     functional.set_step_mode(net, "m")
     return net
 
 
-def sew(make: Callable[..., nn.Module], classes: int) -> nn.Module:
-    net = make(num_classes=classes, cnf="ADD", **_atan())
-    functional.set_step_mode(net, "m")
-    return net
+def vgg(plan: str) -> nn.Module:
+    """Spiking VGG with batch norm for 32x32 images: SpikingJelly's feature plan ("A" is VGG-11) and one linear layer.
+
+    SpikingJelly's own classifier is made for 224x224: at 32x32, its 119 M parameters would be most of the memory.
+    """
+    features, width = [], 3
+    for outputs in spiking_vgg.cfgs[plan]:
+        if outputs == "M":
+            features.append(layer.MaxPool2d(2, 2))
+        else:
+            features.append(_block(width, outputs))
+            width = outputs
+    return _classified(features, width)
 
 
 def plain(depth: int, width: int) -> nn.Module:
     """`depth` times convolution, norm, LIF at one width, and a classifier."""
-    blocks = [Block(layer.Conv2d(3 if i == 0 else width, width, 3, padding=1, bias=False), layer.BatchNorm2d(width),
-                    neuron.LIFNode(surrogate_function=surrogate.ATan())) for i in range(depth)]
-    net = nn.Sequential(*blocks, layer.AdaptiveAvgPool2d(1), layer.Flatten(), layer.Linear(width, 10))
+    blocks = [_block(width if i else 3, width) for i in range(depth)]
+    return _classified([*blocks, layer.AdaptiveAvgPool2d(1)], width)
+
+
+def sew(make: Callable[..., nn.Module], classes: int) -> nn.Module:
+    net = make(num_classes=classes, cnf="ADD", spiking_neuron=neuron.LIFNode, surrogate_function=surrogate.ATan())
     functional.set_step_mode(net, "m")
     return net
+
+
+def former(side: int, patch: int, width: int, heads: int, depth: int, classes: int = 10) -> nn.Module:
+    """Spikformer with the neurons that its authors set."""
+    return spikformer.Spikformer(img_size_h=side, img_size_w=side, patch_size=patch, num_classes=classes,
+                                 embed_dims=width, num_heads=heads, depths=depth)
 
 
 def _one_block_a_stage(**options) -> nn.Module:
     return sew_resnet.SEWResNet(sew_resnet.BasicBlock, [1, 1, 1, 1], **options)
 
 
-_BLOCK = (Block, lambda block: tuple(block.children()), True)
-_SEW = (sew_resnet.BasicBlock, sew_resnet.SEWResNet34Builder._memopt_split, False)
-_FORMER = (spikformer.SpikformerBlock, spikformer.SpikformerBuilder._memopt_split, False)
+# ---- the networks ----------------------------------------------------------------------------------------------------
+
+_BLOCK = ((Block,), lambda block: tuple(block.children()) if isinstance(block, Block) else ())
+_SEW = ((sew_resnet.BasicBlock,), sew_resnet.SEWResNet34Builder._memopt_split)
+_FORMER = ((spikformer.SpikformerBlock,), spikformer.SpikformerBuilder._memopt_split)
+_FORMER_STEM = (spikformer.SpikformerConv2dBNLIF,)
+
 
 def plain_network(depth: int, width: int, shape: tuple[int, ...]) -> Network:
     return Network("plain", lambda: plain(depth, width), shape, *_BLOCK)
 
 
-NETWORKS = (
-    Network("spiking_vgg11_bn", vgg11, (16, 32, 3, 32, 32), *_BLOCK),
-    Network("sew_resnet18", lambda: sew(sew_resnet.sew_resnet18, 200), (8, 64, 3, 64, 64), *_SEW, 200),
-    Network("spikformer_s", lambda: spikformer.spikformer_s(T=4, **_atan()), (4, 32, 3, 224, 224), *_FORMER, 1000),
-    Network("sew_resnet34", lambda: sew(sew_resnet.sew_resnet34, 1000), (4, 32, 3, 224, 224), *_SEW, 1000),
-)
+VGG11, VGG13, VGG16 = (Network(name, lambda plan=plan: vgg(plan), (16, 16, 3, 32, 32), *_BLOCK)
+                       for name, plan in (("vgg11", "A"), ("vgg13", "B"), ("vgg16", "D")))
+SEW_RESNET18 = Network("sew_resnet18", lambda: sew(sew_resnet.sew_resnet18, 200), (4, 16, 3, 64, 64), *_SEW, 200)
+SPIKFORMER = Network("spikformer", lambda: former(32, 4, 256, 8, 2), (4, 16, 3, 32, 32), *_FORMER,
+                     stem=_FORMER_STEM)
+SEW_RESNET34 = Network("sew_resnet34", lambda: sew(sew_resnet.sew_resnet34, 1000), (4, 32, 3, 224, 224), *_SEW, 1000)
+SPIKFORMER_8_384 = Network("spikformer_8_384", lambda: former(224, 16, 384, 12, 8, 1000), (4, 32, 3, 224, 224),
+                           *_FORMER, 1000, _FORMER_STEM)
 TINY = (  # every way of building and splitting, at sizes that a CPU steps through in no time
     plain_network(2, 4, (2, 2, 3, 8, 8)),
-    Network("sew_resnet", lambda: sew(_one_block_a_stage, 10), (2, 1, 3, 16, 16), *_SEW),
-    Network("spikformer", lambda: spikformer.Spikformer(T=2, img_size_h=16, img_size_w=16, patch_size=4, num_classes=10,
-                                                        embed_dims=16, num_heads=2, depths=1, **_atan()),
-            (2, 1, 3, 16, 16), *_FORMER),
+    Network("tiny sew_resnet", lambda: sew(_one_block_a_stage, 10), (2, 1, 3, 16, 16), *_SEW),
+    Network("tiny spikformer", lambda: former(16, 4, 16, 2, 1), (2, 1, 3, 16, 16), *_FORMER,
+            stem=_FORMER_STEM),
 )
+BY_NAME = {network.name: network for network in
+           (VGG11, VGG13, VGG16, SEW_RESNET18, SPIKFORMER, SEW_RESNET34, SPIKFORMER_8_384, *TINY)}
 
 
-class Training:
-    """A network under one method, on a device, with its batch and optimizer; `step()` is one training step."""
+# ---- the floor -------------------------------------------------------------------------------------------------------
 
-    def __init__(self, network: Network, method: str, device: torch.device, autocast: bool, search_s: float = 30.0):
-        torch.manual_seed(0)  # the same weights and batch for every method
-        self.network, self.autocast, self.device = network, autocast, device
-        with device:
-            self.net = network.build()
-        images = torch.randn(network.shape[1:], device=device)
-        self.x = images.unsqueeze(0).repeat(network.shape[0], 1, 1, 1, 1)
-        self.labels = torch.randint(network.classes, (network.shape[1],), device=device)
-        self.search = 0.0
-        if method in METHODS:
-            sj_memext.retrofit(self.net, method)
-        elif method in MEMOPT:
-            self._memopt(int(method[-1]), search_s)
-        elif method != NATIVE:
-            raise ValueError(f"method {method!r}; allowed: {(NATIVE, *OURS, *MEMOPT)}")
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
 
-    def _memopt(self, level: int, search_s: float) -> None:
-        start = time.monotonic()
+@dataclass(frozen=True)
+class Floor:
+    """What any exact method keeps or passes through: parameters and their gradients, one bit per spike, and two buffers
+    of the largest layer (a convolution reads one and writes one).
 
-        def forward(net):
-            if time.monotonic() - start > search_s:
-                raise OutOfTime(f"its search took more than {search_s:.0f} s")
-            functional.reset_net(net)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                out = net(self.x)
-            functional.reset_net(net)
-            return out
+    parameter_bytes; spikes: elements that neurons emit in a step, over all layers and time steps; largest_bytes: of
+    the largest layer's output, in the dtype that it has.
+    """
 
-        memopt.optimize_memory(self.net, self.network.blocks, forward, level=level, compress=self.network.compress,
-                               split_fn=self.network.split, can_chunk=_can_chunk)
-        functional.invalidate_reset_cache(self.net)
-        self.search = time.monotonic() - start
+    parameter_bytes: int
+    spikes: int
+    largest_bytes: int
 
-    def loss_and_gradients(self) -> Tensor:
-        functional.reset_net(self.net)
-        self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            loss = cross_entropy(self.net(self.x).mean(0).float(), self.labels)
-        loss.backward()
-        return loss
+    @property
+    def bytes(self) -> float:
+        return 2 * self.parameter_bytes + self.spikes / 8 + 2 * self.largest_bytes
 
-    def step(self) -> None:
-        self.loss_and_gradients()
-        self.optimizer.step()
-        functional.reset_net(self.net)
+    def columns(self, peak_bytes: float) -> dict[str, float]:
+        """For a row with a peak over a base that holds the parameters already: they are added before comparing."""
+        return {"floor, MiB": self.bytes / 2**20, "of the floor": (peak_bytes + self.parameter_bytes) / self.bytes,
+                "parameters, MiB": self.parameter_bytes / 2**20}
 
-    def rest(self) -> None:
-        """Between steps: no gradients, no states."""
-        self.optimizer.zero_grad(set_to_none=True)
-        functional.reset_net(self.net)
+
+def floor(network: Network, device: torch.device | str = "cpu", autocast: bool = False) -> Floor:
+    """From one forward of one sample of the network as it is: everything that counts is proportional to the batch."""
+    device, batch = torch.device(device), network.shape[1]
+    with device:
+        net = network.build().eval()
+    found = {"spikes": 0, "largest_bytes": 0}
+
+    def look(module: nn.Module, inputs: tuple, output: object) -> None:
+        if isinstance(output, torch.Tensor):
+            size = output.numel() * output.element_size() * batch
+            found["largest_bytes"] = max(found["largest_bytes"], size)
+            found["spikes"] += isinstance(module, neuron.BaseNode) * output.numel() * batch
+
+    for module in net.modules():
+        if isinstance(module, neuron.BaseNode) or not list(module.children()):
+            module.register_forward_hook(look)
+    with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=autocast):
+        net(torch.zeros(network.shape[0], 1, *network.shape[2:], device=device))
+    return Floor(sum(p.numel() * p.element_size() for p in net.parameters()), **found)

@@ -2,9 +2,9 @@
 
     python -m benchmarks.memory_gpu [--seconds 60]
 
-Peak bytes of the allocator over weights, optimizer and batch. The network is `depth` times convolution, batch norm,
-LIF at one width, so that its peak per neuron and time step can be read off. The layer is alone: input, spikes and
-gradients count too.
+Peak bytes of the allocator over weights, optimizer and batch, beside the floor (benchmarks._networks). The network is
+`depth` times convolution, batch norm, LIF at one width, so that its peak per neuron and time step can be read off. The
+layer is alone: input, spikes and gradients count too.
 """
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import torch
 
 from benchmarks._gpu import Run, start
 from benchmarks._measure import table
-from benchmarks._networks import MEMOPT, NATIVE, OURS, Training, plain_network
+from benchmarks._networks import floor, plain_network
+from benchmarks._training import CHECKPOINT, MEMOPT, NATIVE, OURS, Training
 from benchmarks.neurons_gpu import layers, rivals
 
 MIB = 1 << 20
@@ -32,16 +33,18 @@ FULL = {"steps": STEPS, "depths": DEPTHS, "depth": DEPTH, "T": T, "width": WIDTH
 def network_figures(run: Run, size: dict, method: str, autocast: bool, depth: int, steps: int) -> dict:
     gc.collect()
     shape = (steps, size["batch"], 3, size["side"], size["side"])
-    training = Training(plain_network(depth, size["width"], shape), method, run.device, autocast)
+    network = plain_network(depth, size["width"], shape)
+    least = floor(network, run.device, autocast)
+    training = Training(network, method, run.device, autocast)
     training.step()
     training.rest()
     peak = run.peak(training.step)
     neurons = size["batch"] * size["width"] * size["side"] ** 2 * depth
-    return {"peak, MiB": peak / MIB, "peak per neuron and step, B": peak / neurons / steps}
+    return {"peak, MiB": peak / MIB, **least.columns(peak), "peak per neuron and step, B": peak / neurons / steps}
 
 
 def networks(run: Run, size: dict) -> None:
-    methods = (NATIVE, *OURS, MEMOPT[0])
+    methods = (NATIVE, *OURS, MEMOPT[0], CHECKPOINT)
     cases = [("T", size["depth"], steps, a) for a in (False, True) for steps in size["steps"]]
     cases += [("depth", depth, size["T"], False) for depth in size["depths"]]
     for against, depth, steps, autocast in cases:
@@ -97,7 +100,8 @@ def main(argv: list[str] | None = None) -> int:
             networks(run, size)
         finally:
             summarize(run, size)
-    columns = ["against", "depth", "T", "precision", "method", "peak, MiB", "peak per neuron and step, B"]
+    columns = ["against", "depth", "T", "precision", "method", "peak, MiB", "of the floor",
+               "peak per neuron and step, B"]
     table("peak of a training step", run.sections["rows"], columns)
     return 0
 

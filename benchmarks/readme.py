@@ -51,7 +51,48 @@ def saved_bytes() -> str:
     return markdown(["bytes kept for the backward pass, per element and step", "T", "framework", "ours"], table)
 
 
-TABLES = {"demo": demo, "neurons_cpu": neurons_cpu, "saved_bytes": saved_bytes}
+def training_step_cpu() -> str:
+    """Peak and time of every method, with what was asked of it in brackets, and NO where it is not met."""
+    data = json.loads((RESULTS / "training_step_cpu.json").read_text())
+    asked = {(v["network"], v["T"], v["method"], v["figure"]): f" ({v['asked']}{'' if v['met'] else ': NO'})"
+             for v in data["asked"] if v["met"] is not None}
+    table = []
+    for row in data["rows"]:
+        start = [f"{row['network']}, T={row['T']}, {row['method']}"]
+        if "failed" in row:
+            table.append([*start, row["failed"], *[""] * 7])
+            continue
+
+        def of(figure, row=row):
+            if figure not in row:
+                return ""
+            return f"{row[figure]:.2f}x" + asked.get((row["network"], row["T"], row["method"], figure), "")
+
+        table.append([*start, f"{row['peak, MiB']:.0f} MiB", of("peak of native's"), of("peak of memopt's"),
+                      f"{row['of the floor']:.2f}x", f"{row['step, ms']:.0f} ms", of("time of native's"),
+                      of("time of memopt's"), f"{row['kept, B']:.2f}"])
+    return markdown([f"one training step, batch 16, {data['threads']} threads (asked)", "peak over base", "of native's",
+                     "of memopt's", "of the floor", "time", "of native's", "of memopt's", "kept, B per spike"], table)
+
+
+def memory_cpu() -> str:
+    """Peaks in MiB, a row per point and a column per method."""
+    rows = json.loads((RESULTS / "memory_cpu.json").read_text())["rows"]
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    points: dict[tuple, dict[str, dict]] = {}
+    for row in rows:
+        points.setdefault((row["network"], row["T"], row["batch"]), {})[row["method"]] = row
+    table = []
+    for (network, steps, batch), found in points.items():
+        floors = [row["floor, MiB"] - row["parameters, MiB"] for row in found.values() if "failed" not in row]
+        table.append([f"{network}, T={steps}, batch {batch}", *(f"{least:.0f}" for least in floors[:1]),
+                      *(f"{found[m]['peak, MiB']:.0f}" if "failed" not in found[m] else "failed" for m in methods)])
+    return markdown(["peak over base, MiB", "floor over base", *methods], table)
+
+
+# A table is there once its results are.
+TABLES = {make.__name__: make for make in (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu)
+          if (RESULTS / f"{make.__name__}.json").exists()}
 
 
 def refreshed(text: str) -> str:

@@ -1,26 +1,42 @@
-"""Whole training steps on the GPU: SpikingJelly's networks as they are, with our methods, and with its own memopt.
+"""Whole training steps on the GPU: SpikingJelly's networks as they are, with our methods, and with what rivals them.
 
     python -m benchmarks.training_step_gpu [--seconds 215]
 
-Per network, precision (float32; autocast bfloat16) and method: time of a step (forward, loss, backward, SGD) and peak
-bytes of the allocator over weights, optimizer and batch. Each method starts from the same weights; loss and gradients
-of its first step are compared with native's. Torch's defaults hold otherwise (TF32 in convolutions, no
-cudnn.benchmark). memopt levels 2 to 4 search by running the network; a search that takes too long is a failure, with
-that reason.
+The networks of benchmarks.training_step_cpu in float32, and two for ImageNet under autocast to bfloat16; then the same
+with the precisions exchanged. Per network, precision and method (benchmarks._training): time of a step (forward, loss,
+backward, SGD) and peak bytes of the allocator over weights, optimizer and batch, beside the floor. Each method starts
+from the same weights; loss and gradients of its first step are compared with native's. Torch's defaults hold otherwise
+(TF32 in convolutions, no cudnn.benchmark). memopt levels 2 to 4 search by running the network; a search that takes too
+long is a failure, with that reason.
 """
 from __future__ import annotations
 
 import gc
 import sys
+from functools import cache
 
 import torch
 
 from benchmarks._gpu import Run, spread, start
 from benchmarks._measure import quantiles, table
-from benchmarks._networks import MEMOPT, NATIVE, NETWORKS, OURS, TINY, Network, Training
+from benchmarks._networks import (
+    SEW_RESNET18,
+    SEW_RESNET34,
+    SPIKFORMER,
+    SPIKFORMER_8_384,
+    TINY,
+    VGG11,
+    Floor,
+    Network,
+    floor,
+)
+from benchmarks._training import MEMOPT, NATIVE, OURS, Training, distance, first_step, rivals
 
 MIB = 1 << 20
-SEARCH_S = 15.0  # for one memopt search
+SEARCH_S = 12.0  # for one memopt search
+Case = tuple[Network, bool]  # the bool: autocast
+CASES: tuple[Case, ...] = ((VGG11, False), (SEW_RESNET18, False), (SPIKFORMER, False), (SEW_RESNET34, True),
+                           (SPIKFORMER_8_384, True))
 First = dict[tuple[str, bool], tuple[float, list]]  # (network, autocast) -> native's first loss and gradients
 
 
@@ -28,20 +44,14 @@ def precision(autocast: bool) -> str:
     return "autocast bfloat16" if autocast else "float32"
 
 
-def distance(gradients: list, wanted: list) -> float | None:
-    """Norm-relative difference of all gradients together; None if there is nothing to compare."""
-    if len(gradients) != len(wanted) or any(a.shape != b.shape for a, b in zip(gradients, wanted)):
-        return None
-    off = sum((a.double() - b.to(a.device).double()).square().sum().item() for a, b in zip(gradients, wanted))
-    size = sum(b.double().square().sum().item() for b in wanted)
-    return (off / size) ** 0.5 if size else None
+@cache
+def least(network: Network, device: torch.device, autocast: bool) -> Floor:
+    return floor(network, device, autocast)
 
 
-def first_step(training: Training, key: tuple[str, bool], method: str, first: First) -> dict:
+def compared(training: Training, key: tuple[str, bool], method: str, first: First) -> dict:
     """Loss of the first step, and how far it and the gradients are from native's."""
-    torch.manual_seed(1)  # the same dropout
-    loss = training.loss_and_gradients().item()
-    gradients = [p.grad.detach() for p in training.net.parameters() if p.grad is not None]
+    loss, gradients = first_step(training)
     if method == NATIVE:
         first[key] = loss, [g.cpu() for g in gradients]
     row: dict[str, object] = {"first loss": loss}
@@ -54,7 +64,7 @@ def first_step(training: Training, key: tuple[str, bool], method: str, first: Fi
 def figures(run: Run, network: Network, method: str, autocast: bool, first: First) -> dict:
     gc.collect()
     training = Training(network, method, run.device, autocast, min(SEARCH_S, run.left()))
-    row = first_step(training, (network.name, autocast), method, first)
+    row = compared(training, (network.name, autocast), method, first)
     if method in MEMOPT:
         row["search, s"] = training.search
     seconds, failed = run.in_turns({"step": training.step}, rounds=15, flush=False)
@@ -62,19 +72,19 @@ def figures(run: Run, network: Network, method: str, autocast: bool, first: Firs
         return {**row, "failed": failed["step"]}
     row |= spread("step", seconds["step"], 1e3, "ms")
     training.rest()
-    row["peak, MiB"] = run.peak(training.step) / MIB
+    peak = run.peak(training.step)
+    row |= {"peak, MiB": peak / MIB, **least(network, run.device, autocast).columns(peak)}
     row["samples/s"] = network.shape[1] / quantiles(seconds["step"])["median"]
     return row
 
 
-def measure(run: Run, networks: tuple[Network, ...], methods: tuple[str, ...], autocasts: tuple[bool, ...],
-            first: First) -> None:
-    for network in networks:
-        for autocast in autocasts:
-            for method in methods:
-                case = {"network": network.name, "shape": list(network.shape), "precision": precision(autocast),
-                        "method": method}
-                run.add("rows", case, lambda n=network, m=method, a=autocast: figures(run, n, m, a, first))
+def measure(run: Run, cases: tuple[Case, ...], first: First, methods: tuple[str, ...] | None = None) -> None:
+    """methods: None for all but memopt's levels 2 to 4."""
+    for network, autocast in cases:
+        for method in methods or rivals(network):
+            case = {"network": network.name, "shape": list(network.shape), "precision": precision(autocast),
+                    "method": method}
+            run.add("rows", case, lambda n=network, m=method, a=autocast: figures(run, n, m, a, first))
         run.save()
 
 
@@ -98,21 +108,19 @@ def main(argv: list[str] | None = None) -> int:
     run = start("training_step_gpu", __doc__, argv, seconds=215)
     if run is None:
         return 0
-    networks = TINY if run.tiny else NETWORKS
+    cases = tuple((network, False) for network in TINY) if run.tiny else CASES
     first: First = {}
     with run:
         try:
             run.facts["cudnn.allow_tf32"] = torch.backends.cudnn.allow_tf32
-            measure(run, networks, (NATIVE, *OURS, MEMOPT[0]), (False, True), first)
-            for level in MEMOPT[1:]:
-                measure(run, networks, (level,), (False,), first)
-            for level in MEMOPT[1:]:
-                measure(run, networks, (level,), (True,), first)
+            measure(run, cases, first)
+            measure(run, cases[::-1], first, MEMOPT[1:])  # the large ones first: there is most to find
+            measure(run, tuple((network, not autocast) for network, autocast in cases), first)
         finally:
             compare(run)
     rows = [{**row, "step, ms": row.get("step, ms", row.get("failed", ""))} for row in run.sections["rows"]]
     table("one training step", rows, ["network", "precision", "method", "step, ms", "time of native's", "peak, MiB",
-                                      "peak of native's", "gradients unlike native's"])
+                                      "peak of native's", "of the floor", "gradients unlike native's"])
     return 0
 
 

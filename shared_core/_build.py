@@ -1,4 +1,4 @@
-"""Builds the CPU kernels: one shared library per instruction set, from kernels/cpu.cpp and the headers beside it.
+"""Builds the CPU kernels: one shared library per instruction set, from SOURCES and the headers beside them.
 
 Plain C ABI, no Torch headers, so the libraries survive Torch upgrades. Run by `pip install` (setup.py loads this file
 by path, before the package can be imported) and by `python -m shared_core._build`; the tests build sanitized copies
@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
+SOURCES = (KERNELS / "cpu.cpp", KERNELS / "tensor_cpu.cpp")
 LIBRARIES = Path(__file__).resolve().parent / "_lib"
 
 # -ffp-contract=off: the frameworks round after every operation; a fused multiply-add flips spikes.
@@ -47,15 +48,18 @@ def library_path(isa: str, folder: Path = LIBRARIES) -> Path:
     return Path(folder) / f"libmemext_{isa}.so"
 
 
-def build_one(isa: str, folder: Path = LIBRARIES, *, extra: list[str] = (), source: Path = KERNELS / "cpu.cpp") -> Path:
-    """Compile one library. OpenMP is used if the compiler has it; without it the library runs on one thread."""
+def build_one(isa: str, folder: Path = LIBRARIES, *, extra: list[str] = (), source: Path | None = None) -> Path:
+    """Compile one library. OpenMP is used if the compiler has it; without it the library runs on one thread.
+
+    source: one file in the place of SOURCES.
+    """
     target = library_path(isa, folder)
     target.parent.mkdir(parents=True, exist_ok=True)
     building = target.with_name(f"{target.name}.{os.getpid()}")  # renamed when whole: never a half-written library
     problem = ""
     for openmp in (["-fopenmp"], []):
         flags = [*FLAGS, *instruction_sets()[isa], *openmp, *extra]
-        command = [*compiler().split(), *flags, str(source), "-o", str(building)]
+        command = [*compiler().split(), *flags, *map(str, SOURCES if source is None else [source]), "-o", str(building)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode == 0:
             os.replace(building, target)

@@ -20,13 +20,14 @@ MARK = "_entered_by_memext"  # not "_memext_...": neurons drop their caches of t
 @dataclass(frozen=True)
 class Entered:
     """One entering of one module: for which framework and by which method; what the module was (without
-    parametrization), what was mixed in, what was set on it."""
+    parametrization), what was mixed in, what was set on it, and what stood there before."""
 
     framework: str
     method: str
     before: type
     ours: type
     attributes: tuple[str, ...] = ()
+    covered: tuple[tuple[str, object], ...] = ()
 
     @property
     def after(self) -> type:
@@ -47,8 +48,9 @@ class Change:
         module, current = self.module, type(self.module)
         before = plain_type(module)
         _assign_class(module, _with_base(module, combined(before, self.ours)))
+        covered = tuple((name, module.__dict__[name]) for name in self.attributes if name in module.__dict__)
         module.__dict__.update(self.attributes)
-        record = Entered(framework, method, before, self.ours, tuple(self.attributes))
+        record = Entered(framework, method, before, self.ours, tuple(self.attributes), covered)
         module.__dict__[MARK] = (*entered(module), record)
         return module, current
 
@@ -134,6 +136,7 @@ def _assign_class(module: nn.Module, cls: type) -> None:
 def _unmark(module: nn.Module, older: list[Entered], last: Entered) -> None:
     for name in last.attributes:
         module.__dict__.pop(name, None)
+    module.__dict__.update(last.covered)
     if older:
         module.__dict__[MARK] = tuple(older)
     else:

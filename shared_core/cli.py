@@ -47,9 +47,7 @@ def report(args):
 
     shape = _shape(args.input)
     for option, path in (("--json", args.json), ("--png", args.png)):
-        folder = os.path.dirname(os.path.abspath(path or "."))
-        if not os.path.isdir(folder):  # said before the step runs, not after
-            raise MemextError(f"{option} {path!r}: there is no folder {folder!r}; create it first.")
+        _folder_of(path, option)
     factory = _load(args.model, "--model")
     step = _load(args.step, "--step") if args.step else _default_step
     model, x = _build(factory, args.model, shape, args.device)
@@ -65,6 +63,38 @@ def report(args):
             with _blame(f"{option} {path}: cannot be written:", OSError):
                 write(path)
             print(f"wrote {path}")
+    return 0
+
+
+@command(
+    "plan", "predict the peak memory of one training step of a model under each method, without running it",
+    argument("--model", required=True, metavar="MODULE:FACTORY",
+             help="called without arguments, returns the model; one that is too large to build may be made under "
+                  "torch.device('meta')"),
+    argument("--input", required=True, metavar="SHAPE", help="shape of the input, e.g. 4,32,3,224,224"),
+    argument("--budget", metavar="SIZE", help="what there is, e.g. 24GiB; default: only print the figures"),
+    argument("--max-batch", action="store_true", help="also find the largest batch that fits, for each method"),
+    argument("--optimizer", metavar="NAME", help="sgd, momentum (SGD with it), adam, adamw, ...; default: none"),
+    argument("--batch-dim", type=int, default=1, metavar="D",
+             help="dimension of the samples: 1 for T,N,... (the default), 0 for N,..."),
+    argument("--device", default="cpu", help="cpu or cuda, on which the step would run; default: cpu"),
+    argument("--json", metavar="PATH", help="write the plan there"),
+)
+def plan(args):
+    from . import memory
+    from .plan import choose
+
+    shape = _shape(args.input)
+    _folder_of(args.json, "--json")
+    model = _model(_load(args.model, "--model"), args.model)
+    found = memory.plan(model, shape, args.budget, args.optimizer, max_batch=args.max_batch,
+                        batch_dim=args.batch_dim, device=args.device)
+    print(found.table())
+    if args.json:
+        with _blame(f"--json {args.json}: cannot be written:", OSError):
+            found.to_json(args.json)
+        print(f"wrote {args.json}")
+    choose(found)  # says what would have to change where nothing fits
     return 0
 
 
@@ -143,7 +173,14 @@ def _load(target, option):
     return found
 
 
-def _build(factory, name, shape, device):
+def _folder_of(path, option):
+    """Said before the work, not after it."""
+    folder = os.path.dirname(os.path.abspath(path or "."))
+    if not os.path.isdir(folder):
+        raise MemextError(f"{option} {path!r}: there is no folder {folder!r}; create it first.")
+
+
+def _model(factory, name):
     import torch
 
     with _blame(f"--model {name!r}: the factory raised"):
@@ -151,6 +188,13 @@ def _build(factory, name, shape, device):
     if not isinstance(model, torch.nn.Module):
         raise MemextError(f"--model {name!r}: the factory returned {type(model).__name__}; "
                           "it must return a torch.nn.Module.")
+    return model
+
+
+def _build(factory, name, shape, device):
+    import torch
+
+    model = _model(factory, name)
     with _blame(f"--device {device!r} cannot be used:"):
         generator = torch.Generator().manual_seed(0)  # the same input for every method compared
         return model.to(device), torch.rand(shape, generator=generator).to(device)
@@ -167,12 +211,10 @@ def _default_step(model, x):
 
 def _reset_state(model):
     """Clears neuron state the way the model's own framework does, if the factory's module has loaded one."""
-    for module_name, function in (("spikingjelly.activation_based.functional", "reset_net"),
-                                  ("snntorch.utils", "reset")):
-        framework = sys.modules.get(module_name)
-        if framework is not None:
-            with _blame(f"{module_name}.{function} raised"):
-                getattr(framework, function)(model)
+    from ._plan_copy import framework_reset
+
+    with _blame("the framework's own reset of the neurons raised"):
+        framework_reset(model)
 
 
 @contextlib.contextmanager

@@ -58,7 +58,7 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
                           "surrogate.atan(), or surrogate.opaque(your_function, name=...)")
     if state is None:
         state = (None,) * len(dynamics.states)
-    _check(where, dynamics, x, state, params, spike_dtype)
+    check(where, dynamics, x, state, params, spike_dtype)
     # A single value may live on another device, as Torch allows it to.
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
     if _operators.wanted((x, *state, *params)):
@@ -73,7 +73,7 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor],
+def check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor],
            spike_dtype: torch.dtype | None) -> None:
     if not isinstance(x, Tensor):
         raise MemextError(f"{where}: x is {type(x).__name__}; a Tensor [T, *] is needed")

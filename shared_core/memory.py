@@ -1,7 +1,8 @@
-"""Measure what one training step keeps in memory, and for what.
+"""Measure what one training step keeps in memory, and for what; or predict it (plan.py).
 
     report = measure(lambda: loss_fn(net(x), y).backward(), model=net)
     print(report.table())
+    print(plan(net, (4, 32, 3, 224, 224), budget="24GiB", optimizer="adamw").table())
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from ._memory_hooks import active_trackers, running
 from ._memory_process import CudaWatch, ResidentWatch
 from ._memory_tracker import CATEGORIES, TimelinePoint, Tracker
 from .errors import MemextError
+from .plan import MemoryPlan, plan
 
-__all__ = ["CATEGORIES", "MemoryReport", "TimelinePoint", "compare", "measure", "tag"]
+__all__ = ["CATEGORIES", "MemoryPlan", "MemoryReport", "TimelinePoint", "compare", "measure", "plan", "tag"]
 
 _TIMELINE_IN_JSON = 2000
 

@@ -30,12 +30,13 @@ ORDER = "retrofit first, then torch.compile, DistributedDataParallel or fully_sh
 class Report:
     """What is changed. changed: (module name, class before, class now); skipped: (module name, class, reason).
 
-    method: how; several methods are separated by commas.
+    method: how; several methods are separated by commas.  notes: what the methods have to say of the runs so far.
     """
 
     method: str
     changed: list[tuple[str, str, str]] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -44,6 +45,7 @@ class Report:
         lines = [f"retrofit {self.method!r}: {len(self.changed)} changed, {len(self.skipped)} left as they are"]
         lines += [f"  {name}: {before} -> {now}" for name, before, now in self.changed]
         lines += [f"  {name}: {kind} left: {reason}" for name, kind, reason in self.skipped]
+        lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
 
 
@@ -65,6 +67,7 @@ class Framework:
     equations: methods that may also be replaced on one object, and then are not ours to replace.
     joined(modules), left(modules): called with the modules after they were changed, and before they are changed back.
     touched(net): called after either with every module of the net.
+    layers: stateless layers of the framework's own that "compress" and "recompute" change, and what they become.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Framework:
     joined: Callable[[Sequence[nn.Module]], None] = lambda modules: None
     left: Callable[[Sequence[nn.Module]], None] = lambda modules: None
     touched: Callable[[Sequence[nn.Module]], None] = lambda modules: None
+    layers: Mapping[type, type] = field(default_factory=dict)
 
 
 class Retrofitter:
@@ -163,6 +167,9 @@ class Retrofitter:
                 reasons = [classify(self.framework, module)[1] or NOT_CHANGED]
             if reasons:
                 found.skipped.append((name, kind, "; ".join(dict.fromkeys(reasons))))
+        told = {id(value): value for _, module, records in modules for record in records
+                for value in map(module.__dict__.get, record.attributes) if hasattr(value, "notes")}
+        found.notes = list(dict.fromkeys(note for value in told.values() for note in value.notes()))
         return found
 
     def _entered(self, module: nn.Module) -> list[Entered]:

@@ -57,6 +57,6 @@ _doubt = check_version(VERSION)
 if _doubt is not None:
     warnings.warn(_doubt, RuntimeWarning, stacklevel=2)
 
-from spikingjelly.activation_based import base, functional, neuron, surrogate  # noqa: E402
+from spikingjelly.activation_based import base, functional, layer, neuron, surrogate  # noqa: E402
 
-__all__ = ["VERSION", "base", "check_version", "functional", "neuron", "surrogate"]
+__all__ = ["VERSION", "base", "check_version", "functional", "layer", "neuron", "surrogate"]

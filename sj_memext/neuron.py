@@ -35,6 +35,8 @@ import torch
 from torch import Tensor, nn
 
 from shared_core import dynamics
+from shared_core.chain import neuron as chain
+from shared_core.chain.method import NEURON_POLICY
 from shared_core.errors import MemextError
 from shared_core.functional import multi_step
 from shared_core.surrogate import Surrogate
@@ -176,7 +178,11 @@ class _Fused:
         kind, surrogate = plan
         if x_seq.dim() and x_seq.shape[0]:  # else multi_step says what is wrong with it
             v = self._initial(v, x_seq[0], kind.resting)
-        out = multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record)
+        policy = self.__dict__.get(NEURON_POLICY)  # set by the retrofit methods "compress" and "recompute"
+        if policy is None:
+            out = multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record)
+        else:
+            out = chain.multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record, policy=policy)
         return out.spikes, out.state[0], out.sequence[0] if record else None
 
     def _given(self, inputs, states):

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 from torch import nn
 
+from shared_core.chain.auto import auto
+from shared_core.chain.method import compress, recompute
 from shared_core.registry import NeuronEntry
 from shared_core.retrofit import Framework, Retrofitter, exchange_neurons
 from shared_core.substitute import substitute as _substitute
 
 from ._host import functional, neuron
+from .attention import LAYERS
 from .neuron import _EQUATIONS, overrides
 
 __all__ = ["METHODS", "NEURONS", "report", "restore", "retrofit", "substitute"]
@@ -42,8 +45,10 @@ def _forget_what_to_reset(modules) -> None:
         functional.invalidate_reset_cache(module)
 
 
-FRAMEWORK = Framework("spikingjelly", "sj_memext", _is_neuron, overrides, _EQUATIONS, touched=_forget_what_to_reset)
-METHODS = {"neuron": exchange_neurons}  # name -> function(framework, net, **options) -> shared_core.retrofit.Plan
+FRAMEWORK = Framework("spikingjelly", "sj_memext", _is_neuron, overrides, _EQUATIONS, touched=_forget_what_to_reset,
+                      layers=LAYERS)
+# name -> function(framework, net, **options) -> shared_core.retrofit.Plan
+METHODS = {"neuron": exchange_neurons, "compress": compress, "recompute": recompute, "auto": auto}
 
 _retrofitter = Retrofitter(FRAMEWORK, METHODS)
 retrofit, restore, report = _retrofitter.retrofit, _retrofitter.restore, _retrofitter.report

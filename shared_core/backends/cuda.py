@@ -1,8 +1,9 @@
 """GPU kernels: kernels/neuron.cu compiled at first use (NVRTC), loaded and launched by CuPy on Torch's current stream.
 
 One kernel a module: the forward of a neuron and its dtypes, or the backward of these with one surrogate and one block
-size (4, 8, 16 or 32 steps, chosen by T; T itself is a run-time value). Compiled kernels are kept in memory per device
-and on disk in MEMEXT_CACHE (default: memext in the user's cache folder), so a later process compiles nothing.
+size (4, 8, 16 or 32 steps, chosen by T; T itself is a run-time value), for an input that was kept or one that is
+rebuilt (bits, an affine). Compiled kernels are kept in memory per device and on disk in MEMEXT_CACHE (default: memext
+in the user's cache folder), so a later process compiles nothing.
 
 A launch allocates nothing and waits for nothing, so it can be captured in a CUDA graph; the kernels must then exist,
 which one warm-up iteration before the capture ensures.
@@ -46,17 +47,20 @@ class Kernel:
     spikes: str
     surrogate: str = ""
     steps: int = 0
+    rebuilt: bool = False  # bits or an affine are given
 
     @property
     def name(self) -> str:
         """As profilers show it."""
         kind = f"backward{self.steps}_{self.surrogate}" if self.steps else "forward"
+        kind += "_rebuilt" if self.rebuilt else ""
         return f"memext_{kind}_{self.neuron}{self.variant}_{self.x}_{self.spikes}".lower()
 
     @property
     def options(self) -> tuple[str, ...]:
         values = {"NAME": self.name, "NEURON": self.neuron, "VARIANT": self.variant, "R": self.compute, "X": self.x,
-                  "S": self.spikes, "SURROGATE": self.surrogate or "NoGradient", "STEPS": self.steps}
+                  "S": self.spikes, "SURROGATE": self.surrogate or "NoGradient", "STEPS": self.steps,
+                  "REBUILT": str(self.rebuilt).lower()}
         return tuple(f"-DMEMEXT_{key}={value}" for key, value in values.items())
 
 
@@ -76,7 +80,7 @@ def kernel_of(call: Call, direction: str) -> Kernel:
     if direction == "forward":
         return Kernel(*common)
     steps = next((size for size in BLOCK_SIZES if call.steps <= size), BLOCK)
-    return Kernel(*common, surrogates[call.surrogate], steps)
+    return Kernel(*common, surrogates[call.surrogate], steps, bool(call.bits or call.x_scale.data))
 
 
 @lru_cache(maxsize=1)
@@ -114,8 +118,8 @@ def forward(spec, x: Tensor, state, params, *, keep: bool, traces: bool = False)
     return fused.forward(spec, x, state, params, keep=keep, traces=traces, threads=0, run=partial(_run, x.device))
 
 
-def backward(spec, x: Tensor, *args):
-    return fused.backward(spec, x, *args, threads=0, run=partial(_run, x.device))
+def backward(spec, x: Tensor, *args, **rebuilt):
+    return fused.backward(spec, x, *args, threads=0, run=partial(_run, x.device), **rebuilt)
 
 
 def single_step_backward(spec, dtype, device, *args):

@@ -1,6 +1,7 @@
 """What the CPU and the GPU share around a kernel: views, outputs, pointers, and the sums over neurons.
 
-A backend gives `run(call, direction)`, and `fresh(tensor)`, which may prepare new memory; the rest is here, once.
+A backend gives `run(call, direction)`, and may give `fresh(tensor)`, which prepares new memory, and `address(tensor)`;
+the rest is here, once.
 """
 from __future__ import annotations
 
@@ -15,9 +16,13 @@ from .._build import KERNELS
 from ..layout import Layout, layout_of
 from ..spec import Outputs, Spec
 from ._call import BLOCK, TYPES, Call, compute_dtype
+from ._rebuilt import Rebuilt, channel_sums
 
 Run = Callable[[Call, str], None]
 Fresh = Callable[[Tensor], Tensor]
+Address = Callable[[Tensor], int]
+Gradients = tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]
+_NOTHING_GIVEN = Rebuilt()
 
 
 @lru_cache(maxsize=1)
@@ -25,7 +30,6 @@ def kernel_ids() -> dict[str, int]:
     """Struct name -> id, read from the MEMEXT_NEURONS list at the end of kernels/neuron.h."""
     listed = (KERNELS / "neuron.h").read_text().split("#define MEMEXT_NEURONS(X)")[1]
     return {name: int(i) for i, name in re.findall(r"X\((\d+), (\w+)\)", listed)}
-
 
 
 @lru_cache(maxsize=1024)
@@ -45,7 +49,8 @@ def _template(spec: Spec, dtype: torch.dtype) -> Call:
 
 
 def _call(spec: Spec, steps: int, dtype: torch.dtype, device: torch.device, layout: Layout,
-          state: Sequence[Tensor | None], params: Sequence[Tensor], threads: int) -> tuple[Call, list[Tensor]]:
+          state: Sequence[Tensor | None], params: Sequence[Tensor], threads: int, address: Address
+          ) -> tuple[Call, list[Tensor]]:
     """What every call says (dtype: of x), and the tensors its pointers need alive. x itself is added by `_input`."""
     compute, alive = compute_dtype(dtype), []
     call = Call.from_buffer_copy(_template(spec, dtype))
@@ -53,54 +58,56 @@ def _call(spec: Spec, steps: int, dtype: torch.dtype, device: torch.device, layo
     for i, given in enumerate(state):
         if given is not None:
             initial = layout.state(given, compute)
-            call.initial[i] = initial.data_ptr()
+            call.initial[i] = address(initial)
             alive.append(initial)
     for i, p in enumerate(params):
         values, inner, size = layout.parameter(p.to(device), compute)  # scalars may be on the CPU
-        call.params[i].data, call.params[i].inner, call.params[i].size = values.data_ptr(), inner, size
+        call.params[i].data, call.params[i].inner, call.params[i].size = address(values), inner, size
         alive.append(values)
     return call, alive
 
 
-def _input(call: Call, alive: list[Tensor], layout: Layout, x: Tensor) -> None:
+def _input(call: Call, alive: list[Tensor], layout: Layout, x: Tensor, address: Address) -> Tensor:
     dense, call.x_stride = layout.sequence(x)
-    call.x = dense.data_ptr()
+    call.x = address(dense)
     alive.append(dense)
+    return dense
 
 
 def forward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor], *,
-            keep: bool, threads: int, run: Run, fresh: Fresh = lambda t: t, traces: bool = False) -> Outputs:
+            keep: bool, threads: int, run: Run, fresh: Fresh = lambda t: t, address: Address = Tensor.data_ptr,
+            traces: bool = False) -> Outputs:
     """Run all steps. keep: also return what the backward pass needs (anchors, for T > 32).
 
     traces: also return the trace of the one step (T = 1), for `single_step_backward`.
     """
     layout, steps = layout_of(x), x.shape[0]
     compute, count = spec.dtype_of_state(x), len(spec.dynamics.states)
-    call, alive = _call(spec, steps, x.dtype, x.device, layout, state, params, threads)
-    _input(call, alive, layout, x)
+    call, alive = _call(spec, steps, x.dtype, x.device, layout, state, params, threads, address)
+    _input(call, alive, layout, x, address)
     new = lambda *lead: fresh(layout.empty(*lead, dtype=compute, device=x.device))  # noqa: E731
     out = Outputs(
         spikes=fresh(layout.empty(steps, dtype=spec.dtype_of_spikes(x), device=x.device)),
         final=tuple(new() for _ in range(count)),
         sequence=tuple(new(steps) for _ in range(count)) if spec.record else (),
     )
-    call.spikes = out.spikes.data_ptr()
+    call.spikes = address(out.spikes)
     for i in range(count):
-        call.final_state[i] = out.final[i].data_ptr()
+        call.final_state[i] = address(out.final[i])
         if spec.record:
-            call.states_seq[i] = out.sequence[i].data_ptr()
+            call.states_seq[i] = address(out.sequence[i])
     if spec.bits:
         out.bits = torch.empty((steps, (layout.neurons + 7) // 8), dtype=torch.uint8, device=x.device)
-        call.bits = out.bits.data_ptr()
+        call.bits = address(out.bits)
     if keep and steps > BLOCK:
         out.anchors = new((steps - 1) // BLOCK, count)
-        call.anchors = out.anchors.data_ptr()
+        call.anchors = address(out.anchors)
     if traces and spec.dynamics.trace_is_state:
         out.traces = out.final
     elif traces:
         out.traces = tuple(new() for _ in range(spec.dynamics.traces))
         for i, trace in enumerate(out.traces):
-            call.traces[i] = trace.data_ptr()
+            call.traces[i] = address(trace)
     run(call, "forward")
     del alive
     return out
@@ -109,69 +116,91 @@ def forward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Seque
 def backward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor], anchors: Tensor | None,
              grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None], grad_sequence: Sequence[Tensor | None],
              needs_x: bool, needs_state: Sequence[bool], needs_params: Sequence[bool], *,
-             threads: int, run: Run, fresh: Fresh = lambda t: t
-             ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """Gradients of x, of the initial states and of the parameters, from the saved input alone."""
+             threads: int, run: Run, fresh: Fresh = lambda t: t, address: Address = Tensor.data_ptr,
+             sums_in_kernel: bool = False, **rebuilt) -> Gradients | tuple[*Gradients, Tensor | None]:
+    """Gradients of x, of the initial states and of the parameters, from the saved input alone.
+
+    rebuilt: see Rebuilt; with sums=True the sums come as a fourth value.
+    sums_in_kernel: the kernel computes them; else Torch does, behind it.
+    """
     layout = layout_of(x)
-    call, alive = _call(spec, x.shape[0], x.dtype, x.device, layout, state, params, threads)
-    _input(call, alive, layout, x)
+    call, alive = _call(spec, x.shape[0], x.dtype, x.device, layout, state, params, threads, address)
+    dense = _input(call, alive, layout, x, address)
+    given, sums = _NOTHING_GIVEN, None
+    if rebuilt:
+        given = Rebuilt(**rebuilt)
+        given.check(x, layout)
+        given.add_to(call, alive, layout, compute_dtype(x.dtype), address)
+        if given.sums and needs_x and sums_in_kernel:
+            sums = torch.zeros((threads, 2, call.x_scale.size), dtype=torch.float64, device=x.device)
+            call.sums = address(sums)
     if anchors is not None:
         anchors = layout.sequences(anchors)  # a hook on saved tensors may have changed the strides of x, or theirs
-        call.anchors = anchors.data_ptr()
+        call.anchors = address(anchors)
         alive.append(anchors)
     for i, g in enumerate(grad_sequence):
         if g is not None:
             dense, call.grad_seq_stride[i] = layout.sequence(g, spec.dtype_of_state(x))
-            call.grad_seq[i] = dense.data_ptr()
+            call.grad_seq[i] = address(dense)
             alive.append(dense)
-    return _gradients(spec, call, alive, x.dtype, x.device, layout, state, params, grad_spikes, grad_final, needs_x,
-                      needs_state, needs_params, run, fresh)
+    found = _gradients(spec, call, alive, x.dtype, x.device, layout, state, params, grad_spikes, grad_final, needs_x,
+                       needs_state, needs_params, run, fresh, address, given, dense)
+    if not given.sums:
+        return found
+    if sums is not None:
+        return *found, sums.sum(0)
+    return *found, channel_sums(found[0], x, given.channel) if needs_x else None
 
 
 def single_step_backward(spec: Spec, dtype: torch.dtype, device: torch.device, layout: Layout,
                          traces: Sequence[Tensor], state: Sequence[Tensor | None], params: Sequence[Tensor],
                          grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
                          needs_x: bool, needs_state: Sequence[bool], needs_params: Sequence[bool], *,
-                         threads: int, run: Run, fresh: Fresh = lambda t: t
-                         ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
+                         threads: int, run: Run, fresh: Fresh = lambda t: t, address: Address = Tensor.data_ptr
+                         ) -> Gradients:
     """As `backward` for one step, from its trace instead of its input. dtype, device, layout: of the input.
 
     state: read only if Dynamics.backward_reads says so; None elsewhere.
     """
-    call, alive = _call(spec, 1, dtype, device, layout, state, params, threads)
+    call, alive = _call(spec, 1, dtype, device, layout, state, params, threads, address)
     for i, trace in enumerate(traces):
         trace = layout.state(trace, compute_dtype(dtype))
-        call.traces[i] = trace.data_ptr()
+        call.traces[i] = address(trace)
         alive.append(trace)
     return _gradients(spec, call, alive, dtype, device, layout, state, params, grad_spikes, grad_final, needs_x,
-                      needs_state, needs_params, run, fresh)
+                      needs_state, needs_params, run, fresh, address)
 
 
 def _gradients(spec: Spec, call: Call, alive: list[Tensor], dtype: torch.dtype, device: torch.device,
                layout: Layout, state: Sequence[Tensor | None], params: Sequence[Tensor],
                grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
-               needs_x: bool, needs_state: Sequence[bool], needs_params: Sequence[bool], run: Run, fresh: Fresh
-               ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None]]:
-    """Adds what comes in and what goes out to a call of backward, and runs it."""
+               needs_x: bool, needs_state: Sequence[bool], needs_params: Sequence[bool], run: Run, fresh: Fresh,
+               address: Address, given: Rebuilt = _NOTHING_GIVEN, x: Tensor | None = None) -> Gradients:
+    """Adds what comes in and what goes out to a call of backward, and runs it. x: as the kernel reads it."""
     compute = compute_dtype(dtype)
     new = lambda: layout.empty(dtype=compute, device=device)  # noqa: E731
+    dense = None
     if grad_spikes is not None:
         dense, call.grad_spikes_stride = layout.sequence(grad_spikes, spec.spike_dtype or dtype)
-        call.grad_spikes = dense.data_ptr()
+        call.grad_spikes = address(dense)
         alive.append(dense)
+    if given.into is not None and needs_x:
+        given.check_memory(layout, dense, x, address)
     for i, g in enumerate(grad_final):
         if g is not None:
             dense = layout.state(g, compute)
-            call.grad_final[i] = dense.data_ptr()
+            call.grad_final[i] = address(dense)
             alive.append(dense)
-    grad_x = fresh(layout.empty(call.steps, dtype=dtype, device=device)) if needs_x else None
+    grad_x = given.into if needs_x else None
+    if needs_x and grad_x is None:
+        grad_x = fresh(layout.empty(call.steps, dtype=dtype, device=device))
     grad_state = [new() if need else None for need in needs_state]
     per_neuron = [new() if need else None for need in needs_params]
-    call.grad_x = grad_x.data_ptr() if needs_x else None
+    call.grad_x = address(grad_x) if needs_x else None
     for i, g in enumerate(grad_state):
-        call.grad_initial[i] = g.data_ptr() if g is not None else None
+        call.grad_initial[i] = address(g) if g is not None else None
     for i, g in enumerate(per_neuron):
-        call.grad_params[i] = g.data_ptr() if g is not None else None
+        call.grad_params[i] = address(g) if g is not None else None
     run(call, "backward")
     alive.clear()
     grad_state = [g if g is None or s is None else g.to(s.dtype) for g, s in zip(grad_state, state)]

@@ -83,8 +83,9 @@ def forward(spec, x: Tensor, state, params, *, keep: bool, traces: bool = False)
                          fresh=_fresh)
 
 
-def backward(spec, x: Tensor, *args):
-    return fused.backward(spec, x, *args, threads=_threads(x.numel()), run=_run, fresh=_fresh)
+def backward(spec, x: Tensor, *args, **rebuilt):
+    return fused.backward(spec, x, *args, threads=_threads(x.numel()), run=_run, fresh=_fresh, sums_in_kernel=True,
+                          **rebuilt)
 
 
 def single_step_backward(spec, dtype, device, layout, *args):

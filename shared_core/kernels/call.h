@@ -32,7 +32,7 @@ struct Call {
   Param params[kMaxParams];
 
   void* spikes;                           // [steps, neurons] spike_type
-  unsigned char* bits;                    // [steps, ceil(neurons / 8)], bit i % 8 of byte i / 8, or null
+  unsigned char* bits;                    // [steps, ceil(neurons / 8)], bit i % 8 of byte i / 8, or null: see below
   void* final_state[kMaxStates];          // [neurons] R
   void* states_seq[kMaxStates];           // [steps, neurons] R, or null
   void* anchors;                          // [ceil(steps / kBlock) - 1, kStates, neurons] R; read by backward
@@ -49,6 +49,14 @@ struct Call {
   // One step only (steps = 1), or null: the fields of the neuron's Trace. Written by forward; given to backward, which
   // then needs neither x nor, unless the neuron says so, the state before the step.
   void* traces[kMaxTrace];                // [neurons] R
+
+  // An input that is rebuilt for backward (chain/). bits: written by forward; given to backward, they are the spikes.
+  // x_scale: `x` holds y, and the input is fma(y, x_scale, x_shift), rounded to x_type; grad_x is still the gradient of
+  // the input. grad_x may be the memory of grad_spikes, if type and stride are the same.
+  Param x_scale, x_shift;                 // both, or data null in both; backward only
+  // Sums of grad_x and of grad_x * y over steps and neurons, by index into x_scale. Zero before the call; each thread
+  // adds to its own. CPU only.
+  double* sums;                           // [threads, 2, x_scale.size], or null
 };
 
 }  // namespace memext

@@ -15,6 +15,9 @@
 #include <type_traits>
 #include <utility>
 
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -90,22 +93,34 @@ struct Scratch {
   }
 };
 
+// More rows of a chunk, in a backward pass whose input is rebuilt; they cost nothing where they are not asked for.
+template <class R>
+struct Rebuilt {
+  R *fired, *scale, *shift, *x, *sum, *product;
+  static i64 rows(const Call& c) { return (c.bits ? 1 : 0) + (c.x_scale.data ? 3 : 0) + (c.sums ? 2 : 0); }
+  Rebuilt(const Call& c, i64 lo, i64 n, i64 width, R* p) {
+    const auto take = [&](bool wanted) { R* taken = p; p += wanted ? width : 0; return wanted ? taken : nullptr; };
+    fired = take(c.bits);
+    scale = take(c.x_scale.data), shift = take(c.x_scale.data), x = take(c.x_scale.data);
+    sum = take(c.sums), product = take(c.sums);
+    if (scale) fill_row(c.x_scale, lo, n, scale), fill_row(c.x_shift, lo, n, shift);
+    if (sum) std::fill_n(sum, width, R(0)), std::fill_n(product, width, R(0));
+  }
+};
+
 // Parameter rows of a chunk. True if some parameter differs between neurons.
 template <class N, class R>
 bool fill_params(const Call& c, i64 lo, i64 n, i64 width, R* rows) {
   bool per_neuron = false;
   for (int k = 0; k < N::kParams; k++) {
     const Param& p = c.params[k];
-    const R* values = static_cast<const R*>(p.data);
     per_neuron |= p.size > 1;
-    for (i64 i = 0; i < n; i++) rows[k * width + i] = values[p.size > 1 ? ((lo + i) / p.inner) % p.size : 0];
+    fill_row(p, lo, n, rows + k * width);
   }
   return per_neuron;
 }
 
-// The loops over neurons. MEMEXT_ROW keeps each a function of its own: inlined into its caller, gcc forgets that the
-// rows do not overlap and does not vectorise it. MEMEXT_EACH_NEURON: no neuron reads what another one writes.
-#define MEMEXT_ROW __attribute__((noinline)) void
+// The loops over neurons. MEMEXT_EACH_NEURON: no neuron reads what another one writes.
 #if defined(__clang__)
 #define MEMEXT_EACH_NEURON _Pragma("clang loop vectorize(assume_safety)") for (i64 i = 0; i < n; i++)
 #else
@@ -146,15 +161,17 @@ MEMEXT_ROW forward_row(const typename N::Const k, const R* __restrict params, i6
     const auto p = kRows ? load_fields<typename N::Params, R, N::kParams>(params, width, i) : scalar;
     const auto before = load_fields<typename N::State, R, N::kStates>(state, width, i);
     const auto tr = N::charge(before, x[i], p, k);
-    spikes[i] = N::emit(N::fires(tr, p, k), p, k);
-    store_fields<typename N::State, R, N::kStates>(N::settle(tr, p, k), state, width, i);
+    const bool fired = N::fires(tr, p, k);
+    spikes[i] = N::emit(fired, p, k);
+    store_fields<typename N::State, R, N::kStates>(N::settle(tr, fired, p, k), state, width, i);
   }
 }
 
 // One step, for the backward pass: keeps the trace and the surrogate's argument, moves the state on.
-template <class N, class R, bool kRows>
+// kBits: the spikes are given.
+template <class N, class R, bool kRows, bool kBits>
 MEMEXT_ROW replay_row(const typename N::Const k, const R* __restrict params, i64 n, i64 width, const R* __restrict x,
-                R* __restrict state, R* __restrict trace, R* __restrict z) {
+                const R* __restrict spikes, R* __restrict state, R* __restrict trace, R* __restrict z) {
   const auto scalar = load_fields<typename N::Params, R, N::kParams>(params, width, 0);
   MEMEXT_EACH_NEURON {
     const auto p = kRows ? load_fields<typename N::Params, R, N::kParams>(params, width, i) : scalar;
@@ -162,7 +179,8 @@ MEMEXT_ROW replay_row(const typename N::Const k, const R* __restrict params, i64
     const auto tr = N::charge(before, x[i], p, k);
     z[i] = N::excess(tr, p, k);
     store_fields<typename N::Trace, R, N::kTrace>(tr, trace, width, i);
-    store_fields<typename N::State, R, N::kStates>(N::settle(tr, p, k), state, width, i);
+    const bool fired = kBits ? spikes[i] != R(0) : N::fires(tr, p, k);
+    store_fields<typename N::State, R, N::kStates>(N::settle(tr, fired, p, k), state, width, i);
   }
 }
 
@@ -183,7 +201,7 @@ void forward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
     if (c.traces[0]) {
       with_flag<N>(per_neuron, [&](auto rows) {
         std::copy_n(s.state, N::kStates * width, s.start);
-        replay_row<N, R, rows.value>(k, s.params, n, width, x, s.start, s.trace, s.z);
+        replay_row<N, R, rows.value, false>(k, s.params, n, width, x, nullptr, s.start, s.trace, s.z);
       });
       store_rows<R, N::kTrace>(s.trace, n, width, c.traces, lo);
     }
@@ -209,21 +227,25 @@ MEMEXT_ROW excess_row(const typename N::Const k, const R* __restrict params, i64
   }
 }
 
-template <class N, class R, bool kRows, bool kLearn>
+template <class N, class R, bool kRows, bool kLearn, bool kBits>
 MEMEXT_ROW backward_row(const typename N::Const k, const R* __restrict params, i64 n, i64 width, const R* __restrict x,
-                  const R* __restrict kept_before, const R* __restrict trace, const R* __restrict g,
-                  const R* __restrict gs, R* __restrict carry, R* __restrict gx, R* __restrict grad_params) {
+                  const R* __restrict kept_before, const R* __restrict trace, const R* __restrict spikes,
+                  const R* __restrict g, const R* __restrict gs, R* __restrict carry, R* __restrict gx,
+                  R* __restrict grad_params) {
   const auto scalar = load_fields<typename N::Params, R, N::kParams>(params, width, 0);
   MEMEXT_EACH_NEURON {
     const auto p = kRows ? load_fields<typename N::Params, R, N::kParams>(params, width, i) : scalar;
     typename N::State before{};
-    if (kLearn ? N::kNeedsBefore : N::kCarryNeedsBefore) before = load_fields<typename N::State, R, N::kStates>(kept_before, width, i);
+    if (kLearn ? N::kNeedsBefore : N::kCarryNeedsBefore)
+      before = load_fields<typename N::State, R, N::kStates>(kept_before, width, i);
     const auto tr = load_fields<typename N::Trace, R, N::kTrace>(trace, width, i);
     const auto e = load_fields<typename N::State, R, N::kStates>(carry, width, i);
     typename N::Params gp{};
     if (kLearn) gp = load_fields<typename N::Params, R, N::kParams>(grad_params, width, i);
+    const bool fired = kBits ? spikes[i] != R(0) : N::fires(tr, p, k);
+    const R x_i = kLearn && N::kNeedsInput ? x[i] : R(0);
     R gx_i;
-    const auto g_before = N::backward(before, kLearn && N::kNeedsInput ? x[i] : R(0), tr, p, k, g[i], gs[i], e, gx_i, gp);
+    const auto g_before = N::backward(before, x_i, tr, fired, p, k, g[i], gs[i], e, gx_i, gp);
     gx[i] = gx_i;
     store_fields<typename N::State, R, N::kStates>(g_before, carry, width, i);
     if (kLearn) store_fields<typename N::Params, R, N::kParams>(gp, grad_params, width, i);
@@ -231,9 +253,20 @@ MEMEXT_ROW backward_row(const typename N::Const k, const R* __restrict params, i
 }
 
 // Steps t0 to t1 - 1: forward again from s.start, surrogate, then back; s.carry goes from after t1 - 1 to before t0.
-template <class N, class R, bool kRows, bool kLearn>
-void backward_block(const Call& c, const Scratch<N, R>& s, i64 lo, i64 n, i64 width, i64 t0, i64 t1,
-                    const typename N::Const& k, SurrogateBlock<R> surrogate, const R* a) {
+template <class N, class R, bool kRows, bool kLearn, bool kBits>
+void backward_block(const Call& c, const Scratch<N, R>& s, const Rebuilt<R>& rebuilt, i64 lo, i64 n, i64 width, i64 t0,
+                    i64 t1, const typename N::Const& k, SurrogateBlock<R> surrogate, const R* a) {
+  const auto stored = [&](i64 t) { return read_row<R>(c.x, c.x_type, t * c.x_stride + lo, n, s.x); };
+  const auto input = [&](const R* y) {
+    if (!rebuilt.scale) return y;
+    affine_row(c.x_type, n, y, rebuilt.scale, rebuilt.shift, rebuilt.x);
+    return (const R*)rebuilt.x;
+  };
+  const auto read_spikes = [&](i64 t) {
+    if (kBits) unpack_row(c.bits + t * ((c.neurons + 7) / 8) + lo / 8, n, rebuilt.fired);
+  };
+  // A row that is read and written: copied first, so that the loop over neurons may take its rows for separate ones.
+  const bool in_place = c.grad_x && c.grad_x == c.grad_spikes;
   std::copy_n(s.start, N::kStates * width, s.state);
   const auto before = [&](i64 t) { return s.before + (t - t0) * s.kBefore * width; };
   const auto trace = [&](i64 t) { return s.trace + (t - t0) * N::kTrace * width; };
@@ -242,9 +275,10 @@ void backward_block(const Call& c, const Scratch<N, R>& s, i64 lo, i64 n, i64 wi
     std::copy_n(s.state, s.kBefore * width, s.before);
     excess_row<N, R, kRows>(k, s.params, n, width, s.trace, s.z);
   } else for (i64 t = t0; t < t1; t++) {
-    const R* x = read_row<R>(c.x, c.x_type, t * c.x_stride + lo, n, s.x);
+    const R* x = input(stored(t));
+    read_spikes(t);
     if (kLearn ? N::kNeedsBefore : N::kCarryNeedsBefore) std::copy_n(s.state, s.kBefore * width, before(t));
-    replay_row<N, R, kRows>(k, s.params, n, width, x, s.state, trace(t), s.z + (t - t0) * n);
+    replay_row<N, R, kRows, kBits>(k, s.params, n, width, x, rebuilt.fired, s.state, trace(t), s.z + (t - t0) * n);
   }
   surrogate(s.z, (t1 - t0) * n, a);
   for (i64 t = t1 - 1; t >= t0; t--) {
@@ -254,19 +288,39 @@ void backward_block(const Call& c, const Scratch<N, R>& s, i64 lo, i64 n, i64 wi
         R* __restrict carry = s.carry + f * width;
         for (i64 i = 0; i < n; i++) carry[i] += more[i];
       }
-    const R* x = kLearn && N::kNeedsInput ? read_row<R>(c.x, c.x_type, t * c.x_stride + lo, n, s.x) : s.x;
+    const R* y = (kLearn && N::kNeedsInput) || rebuilt.sum ? stored(t) : s.x;
+    const R* x = kLearn && N::kNeedsInput ? input(y) : s.x;
     const R* gs = s.zeros;
     if (c.grad_spikes) gs = read_row<R>(c.grad_spikes, c.spike_type, t * c.grad_spikes_stride + lo, n, s.spikes);
+    if (in_place && gs != s.spikes) gs = std::copy_n(gs, n, s.spikes) - n;
     R* gx = c.grad_x ? row_to_write<R>(c.grad_x, c.x_type, t * c.neurons + lo, s.grad_x) : s.grad_x;
-    backward_row<N, R, kRows, kLearn>(k, s.params, n, width, x, before(t), trace(t), s.z + (t - t0) * n, gs, s.carry, gx,
-                              s.grad_params);
+    read_spikes(t);
+    backward_row<N, R, kRows, kLearn, kBits>(k, s.params, n, width, x, before(t), trace(t), rebuilt.fired,
+                                             s.z + (t - t0) * n, gs, s.carry, gx, s.grad_params);
     if (c.grad_x) write_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, gx);
+    if (rebuilt.sum) {  // of the gradient as it is stored
+      const R* g = c.grad_x ? read_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, s.grad_x) : gx;
+      sum_row(n, g, y, rebuilt.sum, rebuilt.product);
+    }
+  }
+  if (rebuilt.sum) {
+#ifdef _OPENMP
+    double* mine = c.sums + omp_get_thread_num() * 2 * c.x_scale.size;
+#else
+    double* mine = c.sums;
+#endif
+    add_to_channels(c.x_scale, lo, n, rebuilt.sum, mine);
+    add_to_channels(c.x_scale, lo, n, rebuilt.product, mine + c.x_scale.size);
+    std::fill_n(rebuilt.sum, width, R(0));
+    std::fill_n(rebuilt.product, width, R(0));
   }
 }
 
 template <class N, class R>
 void backward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
-  const Scratch<N, R> s(memory, width, std::min<i64>(c.steps, kBlock));
+  const i64 block = std::min<i64>(c.steps, kBlock);
+  const Scratch<N, R> s(memory, width, block);
+  const Rebuilt<R> rebuilt(c, lo, n, width, memory + (s.kBackward + block * s.kPerStep) * width);
   const bool per_neuron = fill_params<N, R>(c, lo, n, width, s.params);
   const auto k = N::Const::from(c.constants);
   std::fill_n(s.grad_params, N::kParams * width, R(0));
@@ -283,10 +337,13 @@ void backward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
       anchors[f] = static_cast<const R*>(c.anchors) + ((b - 1) * N::kStates + f) * c.neurons;
     load_rows<R, N::kStates>(b > 0 ? anchors : c.initial, lo, c.rest, n, width, s.start);
     const i64 t0 = b * kBlock, t1 = std::min<i64>(c.steps, t0 + kBlock);
-    with_flag<N>(per_neuron, [&](auto rows) {
-      with_flag<N>(learn, [&](auto learns) {
-        backward_block<N, R, rows.value, learns.value>(c, s, lo, n, width, t0, t1, k, surrogate, a);
-      });
+    with_flag<N>(learn, [&](auto learns) {
+      const auto run = [&](auto rows, auto bits) {
+        backward_block<N, R, rows.value, learns.value, bits.value>(c, s, rebuilt, lo, n, width, t0, t1, k, surrogate, a);
+      };
+      // With bits always from rows: one value read again and again costs little, a loop of its own time to compile.
+      if (c.bits) run(std::bool_constant<(N::kParams > 0)>{}, std::true_type{});
+      else with_flag<N>(per_neuron, [&](auto rows) { run(rows, std::false_type{}); });
     });
   }
   store_rows<R, N::kStates>(s.carry, n, width, c.grad_initial, lo);
@@ -329,7 +386,7 @@ int forward(const Call& c) {
 template <class N, class R>
 int backward(const Call& c) {
   using S = Scratch<N, R>;
-  const i64 rows = S::kBackward + std::min<i64>(c.steps, kBlock) * S::kPerStep;
+  const i64 rows = Rebuilt<R>::rows(c) + S::kBackward + std::min<i64>(c.steps, kBlock) * S::kPerStep;
   const i64 width = chunk_width(rows * sizeof(R), c.neurons, c.threads);
   return over_chunks<R>(c, width, rows * width, &backward_chunk<N, R>);
 }

@@ -5,8 +5,9 @@
 //
 // The number of steps is a run-time value. The backward pass keeps the traces of one block of steps in registers, so
 // its block size is a template argument (4, 8, 16, 32 = kBlock); longer sequences go block by block from the anchors.
-// Values are read a group of steps at a time before the first is used, so that a thread has several loads under way; a group is read
-// whole before it is written, which also lets grad_x share the memory of grad_spikes.
+// Values are read a group of steps at a time before the first is used, so that a thread has several loads under way; a
+// group is read whole before it is written, which also lets grad_x share the memory of grad_spikes.
+#include "affine.h"
 #include "call.h"
 #include "half.h"
 #include "neuron.h"
@@ -52,12 +53,11 @@ MX_DEVICE void each_field(const S& s, Put put) {
   for (int k = 0; k < kFields; k++) put(k, f[k]);
 }
 
+template <class R>
+MX_DEVICE R value_of(const Param& p, i64 i) { return read<R, R>(p.data, p.size > 1 ? (i / p.inner) % p.size : 0); }
 template <class N, class R>
 MX_DEVICE typename N::Params params_of(const Call& c, i64 i) {
-  return fields<typename N::Params, R, N::kParams>([&](int k) {
-    const Param& p = c.params[k];
-    return read<R, R>(p.data, p.size > 1 ? (i / p.inner) % p.size : 0);
-  });
+  return fields<typename N::Params, R, N::kParams>([&](int k) { return value_of<R>(c.params[k], i); });
 }
 template <class N, class R>
 MX_DEVICE typename N::State initial_state(const Call& c, i64 i) {
@@ -98,8 +98,9 @@ MX_DEVICE void forward(const Call& c) {
           const auto trace = N::charge(state, x[s], p, k);
           if (c.traces[0] && inside)  // one step only
             each_field<R, N::kTrace>(trace, [&](int f, R v) { write<R>(c.traces[f], i, v); });
-          const R emitted = N::emit(N::fires(trace, p, k), p, k);
-          state = N::settle(trace, p, k);
+          const bool fired = N::fires(trace, p, k);
+          const R emitted = N::emit(fired, p, k);
+          state = N::settle(trace, fired, p, k);
           if (inside) {
             write<S>(c.spikes, t * c.neurons + i, emitted);
             each_field<R, N::kStates>(state, [&](int f, R v) {
@@ -121,7 +122,8 @@ MX_DEVICE void forward(const Call& c) {
 }
 
 // G: surrogate. kSteps: traces kept in registers; c.steps <= kSteps, or kSteps == kBlock.
-template <class N, class R, class X, class S, class G, int kSteps>
+// kRebuilt: bits or an affine may be given. There is no c.sums here.
+template <class N, class R, class X, class S, class G, int kSteps, bool kRebuilt>
 MX_DEVICE void backward(const Call& c) {
   constexpr int kGroup = 4;  // tuning, as kAhead; eight cost 20 to 40 registers more, and spill
   static_assert(kSteps <= kBlock && kSteps % kGroup == 0, "whole groups, anchors kBlock steps apart");
@@ -129,11 +131,16 @@ MX_DEVICE void backward(const Call& c) {
   R a[kMaxSurrogateParams];
   MX_UNROLL
   for (int j = 0; j < kMaxSurrogateParams; j++) a[j] = R(c.surrogate_params[j]);
+  const bool affine_given = kRebuilt && c.x_scale.data, bits_given = kRebuilt && c.bits;
+  const i64 bit_row = (c.neurons + 7) / 8;
   const bool kept = kSteps == kGroup && c.traces[0];  // one step, and its trace was kept
   const i64 blocks = kSteps < kBlock ? 1 : (c.steps + kBlock - 1) / kBlock;
   for (i64 i = first_neuron(); i < c.neurons; i += neurons_at_once()) {
     const auto p = params_of<N, R>(c, i);
     auto gp = fields<typename N::Params, R, N::kParams>([](int) { return R(0); });
+    const R scale = affine_given ? value_of<R>(c.x_scale, i) : R(1);
+    const R shift = affine_given ? value_of<R>(c.x_shift, i) : R(0);
+    const auto input = [&](R y) { return affine_given ? affine<X>(y, scale, shift) : y; };
     auto carry = fields<typename N::State, R, N::kStates>(
         [&](int f) { return c.grad_final[f] ? read<R, R>(c.grad_final[f], i) : R(0); });
     for (i64 b = blocks - 1; b >= 0; b--) {
@@ -145,6 +152,8 @@ MX_DEVICE void backward(const Call& c) {
                                   });
 
       typename N::Trace trace[kSteps];  // forward again
+      u32 spikes = 0;                   // bit s: the spike given for step t0 + s
+      const auto fired = [&](int at) { return bits_given ? (spikes >> at & 1u) != 0 : N::fires(trace[at], p, k); };
       auto state = start;
       // A running pointer: 32 addresses computed from the step would be kept side by side, 10 registers more.
       const X* x_at = static_cast<const X*>(c.x) + t0 * c.x_stride + i;
@@ -154,15 +163,16 @@ MX_DEVICE void backward(const Call& c) {
         MX_UNROLL
         for (int s = 0; s < kGroup; s++)
           if (g + s < count && !kept) {
-            x[s] = R(widen(*x_at));
+            x[s] = input(R(widen(*x_at)));
             x_at += c.x_stride;
+            if (bits_given) spikes |= (c.bits[(t0 + g + s) * bit_row + i / 8] >> (i % 8) & 1u) << (g + s);
           }
         MX_UNROLL
         for (int s = 0; s < kGroup; s++)
           if (g + s < count) {
             trace[g + s] = kept ? fields<typename N::Trace, R, N::kTrace>([&](int f) { return read<R, R>(c.traces[f], i); })
                                 : N::charge(state, x[s], p, k);
-            state = N::settle(trace[g + s], p, k);
+            state = N::settle(trace[g + s], fired(g + s), p, k);
           }
       }
 
@@ -173,7 +183,7 @@ MX_DEVICE void backward(const Call& c) {
         for (int s = 0; s < kGroup; s++)
           if (g + s < count) {
             const i64 t = t0 + g + s;
-            if (N::kNeedsInput) x[s] = c.x ? read<R, X>(c.x, t * c.x_stride + i) : R(0);
+            if (N::kNeedsInput) x[s] = c.x ? input(read<R, X>(c.x, t * c.x_stride + i)) : R(0);
             gs[s] = c.grad_spikes ? read<R, S>(c.grad_spikes, t * c.grad_spikes_stride + i) : R(0);
             MX_UNROLL
             for (int f = 0; f < N::kStates; f++)
@@ -188,10 +198,12 @@ MX_DEVICE void backward(const Call& c) {
               MX_MEMCPY(e, &carry, sizeof(e));
               return c.grad_seq[f] ? e[f] + extra[f][s] : e[f];
             });
-            const auto before = at == 0 ? start : N::settle(trace[at > 0 ? at - 1 : 0], p, k);
+            const int last = at > 0 ? at - 1 : 0;
+            const auto before = at == 0 ? start : N::settle(trace[last], fired(last), p, k);
             const R g_spike = G::template grad<R>(N::excess(trace[at], p, k), a);
             R gx;
-            carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], p, k, g_spike, gs[s], carry, gx, gp);
+            carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], fired(at), p, k, g_spike, gs[s], carry,
+                                gx, gp);
             if (c.grad_x) write<X>(c.grad_x, (t0 + at) * c.neurons + i, gx);
           }
         }
@@ -212,7 +224,8 @@ MX_DEVICE void backward(const Call& c) {
 extern "C" __global__ void __launch_bounds__(memext::kThreads) MEMEXT_NAME(const __grid_constant__ memext::Call c) {
   using namespace memext;
 #if MEMEXT_STEPS
-  backward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S, MEMEXT_SURROGATE, MEMEXT_STEPS>(c);
+  backward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S, MEMEXT_SURROGATE, MEMEXT_STEPS,
+           MEMEXT_REBUILT>(c);
 #else
   forward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S>(c);
 #endif

@@ -13,12 +13,14 @@
 //   excess(tr, p, c)        -> R         the surrogate's argument, h - theta
 //   fires(tr, p, c)         -> bool      the spike
 //   emit(fired, p, c)       -> R         the value sent to the next layer
-//   settle(tr, p, c)        -> State     the state after the step
+//   settle(tr, fired, p, c) -> State     the state after the step
 //   backward(...)           -> State     gradient of the state before the step; also of x and of the parameters
 //
 // kNeedsInput, kNeedsBefore: the parameter gradients read x, the state before the step. kCarryNeedsBefore: so does the
 // gradient of the state, also when no parameter learns.
 // In backward: g = surrogate'(excess), gs = gradient of the emitted value, e = gradient of the state after the step.
+// `fired` is what fires() says or, in a backward pass to which the forward's spikes are given (Call::bits), the spike of
+// the forward: an input that was rebuilt may be an ulp off, and asked again fires() would say something else.
 // backends/reference.py runs the same equations, written apart in Torch (dynamics.py), as the oracle.
 // How to add a neuron: docs/add_a_neuron.md.
 #pragma once
@@ -59,15 +61,15 @@ template <class R, bool kHard>
 struct SpikingJellyFire {
   using Const = SpikingJellyConst<R>;
   MX_HD static bool fires(R h, const Const& c) { return h >= c.v_th; }
-  MX_HD static R settle(R h, const Const& c) {
-    const R fired = kHard ? c.v_reset : h - c.v_th;
-    return fires(h, c) ? fired : h;
+  MX_HD static R settle(R h, bool fired, const Const& c) {
+    const R reset = kHard ? c.v_reset : h - c.v_th;
+    return fired ? reset : h;
   }
   // Gradient of h through the spike and through the reset.
-  MX_HD static R backward(R h, R g, R gs, R e, const Const& c) {
+  MX_HD static R backward(R h, bool fired, R g, R gs, R e, const Const& c) {
     const R dv_ds = kHard ? c.v_reset - h : -c.v_th;
     const R through_reset = c.detach_reset ? R(0) : e * dv_ds;
-    const R kept = (kHard && fires(h, c)) ? R(0) : e;
+    const R kept = (kHard && fired) ? R(0) : e;
     return (gs + through_reset) * g + kept;
   }
 };
@@ -86,9 +88,10 @@ struct IF {
   MX_HD static R excess(Trace tr, Params, const Const& c) { return tr.h - c.v_th; }
   MX_HD static bool fires(Trace tr, Params, const Const& c) { return Fire::fires(tr.h, c); }
   MX_HD static R emit(bool fired, Params, const Const&) { return fired ? R(1) : R(0); }
-  MX_HD static State settle(Trace tr, Params, const Const& c) { return {Fire::settle(tr.h, c)}; }
-  MX_HD static State backward(State, R, Trace tr, Params, const Const& c, R g, R gs, State e, R& gx, Params&) {
-    gx = Fire::backward(tr.h, g, gs, e.v, c);
+  MX_HD static State settle(Trace tr, bool fired, Params, const Const& c) { return {Fire::settle(tr.h, fired, c)}; }
+  MX_HD static State backward(State, R, Trace tr, bool fired, Params, const Const& c, R g, R gs, State e, R& gx,
+                              Params&) {
+    gx = Fire::backward(tr.h, fired, g, gs, e.v, c);
     return {gx};
   }
 };
@@ -123,9 +126,10 @@ struct LIF {
   MX_HD static R excess(Trace tr, Params, const Const& c) { return tr.h - c.v_th; }
   MX_HD static bool fires(Trace tr, Params, const Const& c) { return Fire::fires(tr.h, c); }
   MX_HD static R emit(bool fired, Params, const Const&) { return fired ? R(1) : R(0); }
-  MX_HD static State settle(Trace tr, Params, const Const& c) { return {Fire::settle(tr.h, c)}; }
-  MX_HD static State backward(State, R, Trace tr, Params, const Const& c, R g, R gs, State e, R& gx, Params&) {
-    const R gh = Fire::backward(tr.h, g, gs, e.v, c);
+  MX_HD static State settle(Trace tr, bool fired, Params, const Const& c) { return {Fire::settle(tr.h, fired, c)}; }
+  MX_HD static State backward(State, R, Trace tr, bool fired, Params, const Const& c, R g, R gs, State e, R& gx,
+                              Params&) {
+    const R gh = Fire::backward(tr.h, fired, g, gs, e.v, c);
     const R leaked = gh * c.inv_tau;
     gx = kDecayInput ? leaked : gh;
     return {gh - leaked};
@@ -149,10 +153,10 @@ struct ParametricLIF {
   MX_HD static R excess(Trace tr, Params, const Const& c) { return tr.h - c.v_th; }
   MX_HD static bool fires(Trace tr, Params, const Const& c) { return Fire::fires(tr.h, c); }
   MX_HD static R emit(bool fired, Params, const Const&) { return fired ? R(1) : R(0); }
-  MX_HD static State settle(Trace tr, Params, const Const& c) { return {Fire::settle(tr.h, c)}; }
-  MX_HD static State backward(State before, R x, Trace tr, Params p, const Const& c, R g, R gs, State e, R& gx,
-                              Params& gp) {
-    const R gh = Fire::backward(tr.h, g, gs, e.v, c);
+  MX_HD static State settle(Trace tr, bool fired, Params, const Const& c) { return {Fire::settle(tr.h, fired, c)}; }
+  MX_HD static State backward(State before, R x, Trace tr, bool fired, Params p, const Const& c, R g, R gs, State e,
+                              R& gx, Params& gp) {
+    const R gh = Fire::backward(tr.h, fired, g, gs, e.v, c);
     const R d = before.v - c.v_reset;
     gp.q += gh * (kDecayInput ? x - d : -d);
     const R leaked = gh * p.q;
@@ -184,14 +188,13 @@ struct KLIF {
   // What is reset, and the threshold of the soft reset. Torch divides a number by a tensor as reciprocal times number.
   MX_HD static R scaled(R h, Params p) { return kScale ? h / p.k : h; }
   MX_HD static R threshold(Params p, const Const& c) { return kScale ? (R(1) / p.k) * c.v_th : c.v_th; }
-  MX_HD static State settle(Trace tr, Params p, const Const& c) {
+  MX_HD static State settle(Trace tr, bool fired, Params p, const Const& c) {
     const R h = scaled(tr.h, p);
-    const R fired = kHard ? c.v_reset : h - threshold(p, c);
-    return {tr.h >= c.v_th ? fired : h};
+    const R reset = kHard ? c.v_reset : h - threshold(p, c);
+    return {fired ? reset : h};
   }
-  MX_HD static State backward(State before, R x, Trace tr, Params p, const Const& c, R g, R gs, State e, R& gx,
-                              Params& gp) {
-    const bool fired = tr.h >= c.v_th;
+  MX_HD static State backward(State before, R x, Trace tr, bool fired, Params p, const Const& c, R g, R gs, State e,
+                              R& gx, Params& gp) {
     const R per_k = kScale ? R(1) / p.k : R(1);  // exact where it is 1
     const R h = tr.h * per_k, theta = c.v_th * per_k;
     const R through_reset = c.detach_reset ? R(0) : e.v * (kHard ? c.v_reset - h : -theta);
@@ -211,6 +214,7 @@ struct KLIF {
 // snnTorch 1.0.0: fire on u - theta > 0. The state `mem` is not yet reset; the reset R = H(mem - theta) of the state
 // passed in is detached and applied one step later (reset_delay), or taken back in the same step:
 //   mem = u  |  u - (S - R) theta (subtract)  |  u - (S - R) u (zero)
+// R is read off the state, in every pass: spikes given to a backward pass are S, and do not decide R.
 // ---------------------------------------------------------------------------------------------------------------
 
 // V = reset mechanism + 3 (same step): what Leaky and Synaptic have in common.
@@ -222,15 +226,15 @@ struct SnnTorchFire {
   struct Const { MX_HD static Const from(const double*) { return {}; } };
 
   MX_HD static R heaviside(R m, R theta) { return (m - theta) > R(0) ? R(1) : R(0); }
-  MX_HD static R settle(R u, R reset, R theta) {
+  MX_HD static R settle(R u, bool fired, R reset, R theta) {
     if (!kSameStep) return u;
-    const R now = heaviside(u, theta) - reset;
+    const R now = (fired ? R(1) : R(0)) - reset;
     return u - now * (kReset == kSubtract ? theta : u);
   }
   // Gradient of u from those of mem (e) and of the spikes (gs); adds to those of theta and scale.
-  MX_HD static R backward(R u, R reset, R theta, R scale, R g, R gs, R e, R& g_theta, R& g_scale) {
-    const R fired = heaviside(u, theta);
-    const R now = fired - reset;
+  MX_HD static R backward(R u, bool fired, R reset, R theta, R scale, R g, R gs, R e, R& g_theta, R& g_scale) {
+    const R spike = fired ? R(1) : R(0);
+    const R now = spike - reset;
     R g_spike = scale * gs;
     R kept = e;  // the part of e that reaches u without passing the spike
     if (kSameStep && kReset == kSubtract) {
@@ -245,7 +249,7 @@ struct SnnTorchFire {
     const R gu = kept + through_spike;
     g_theta -= through_spike;
     if (kReset == kSubtract) g_theta -= reset * gu;
-    g_scale += gs * fired;
+    g_scale += gs * spike;
     return gu;
   }
 };
@@ -282,11 +286,13 @@ struct Leaky {
   MX_HD static R excess(Trace tr, Params p, const Const&) { return tr.u - p.theta; }
   MX_HD static bool fires(Trace tr, Params p, const Const&) { return (tr.u - p.theta) > R(0); }
   MX_HD static R emit(bool fired, Params p, const Const&) { return fired ? p.scale : R(0); }
-  MX_HD static State settle(Trace tr, Params p, const Const&) { return {Fire::settle(tr.u, reset_of(tr), p.theta)}; }
-  MX_HD static State backward(State before, R, Trace tr, Params p, const Const&, R g, R gs, State e, R& gx,
+  MX_HD static State settle(Trace tr, bool fired, Params p, const Const&) {
+    return {Fire::settle(tr.u, fired, reset_of(tr), p.theta)};
+  }
+  MX_HD static State backward(State before, R, Trace tr, bool fired, Params p, const Const&, R g, R gs, State e, R& gx,
                               Params& gp) {
     const R reset = Fire::heaviside(before.mem, p.theta);
-    gx = Fire::backward(tr.u, reset, p.theta, p.scale, g, gs, e.mem, gp.theta, gp.scale);
+    gx = Fire::backward(tr.u, fired, reset, p.theta, p.scale, g, gs, e.mem, gp.theta, gp.scale);
     const R decayed = kZeroes ? R(1) - reset : R(1);
     gp.beta += gx * (decayed * before.mem);
     return {p.beta * gx * decayed};
@@ -326,13 +332,13 @@ struct Synaptic {
   MX_HD static R excess(Trace tr, Params p, const Const&) { return tr.u - p.theta; }
   MX_HD static bool fires(Trace tr, Params p, const Const&) { return (tr.u - p.theta) > R(0); }
   MX_HD static R emit(bool fired, Params p, const Const&) { return fired ? p.scale : R(0); }
-  MX_HD static State settle(Trace tr, Params p, const Const&) {
-    return {tr.syn, Fire::settle(tr.u, reset_of(tr), p.theta)};
+  MX_HD static State settle(Trace tr, bool fired, Params p, const Const&) {
+    return {tr.syn, Fire::settle(tr.u, fired, reset_of(tr), p.theta)};
   }
-  MX_HD static State backward(State before, R, Trace tr, Params p, const Const&, R g, R gs, State e, R& gx,
+  MX_HD static State backward(State before, R, Trace tr, bool fired, Params p, const Const&, R g, R gs, State e, R& gx,
                               Params& gp) {
     const R reset = Fire::heaviside(before.mem, p.theta);
-    const R gu = Fire::backward(tr.u, reset, p.theta, p.scale, g, gs, e.mem, gp.theta, gp.scale);
+    const R gu = Fire::backward(tr.u, fired, reset, p.theta, p.scale, g, gs, e.mem, gp.theta, gp.scale);
     const R gm = kZeroes ? gu * (R(1) - reset) : gu;
     const R g_syn = e.syn + gm;
     gp.beta += gm * before.mem;

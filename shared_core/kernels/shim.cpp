@@ -59,14 +59,20 @@ void launch(const Call& c, bool ballots, Kernel kernel) {
   shim::launch(blocks, threads, ballots, kernel);
 }
 
+template <class N, class R, class X, class S, bool kRebuilt>
+void run_backward(const Call& c) {
+  if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4, kRebuilt>(c); });
+  else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, kRebuilt>(c); });
+}
+
 template <class N, class R, class X, class S>
 int run_typed(const Call& c, Direction direction) {
   if (direction == kForward) {
     launch(c, c.bits != nullptr, [&] { forward<N, R, X, S>(c); });
   } else {
     surrogate_id = c.surrogate;
-    if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4>(c); });
-    else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32>(c); });
+    if (c.bits || c.x_scale.data) run_backward<N, R, X, S, true>(c);
+    else run_backward<N, R, X, S, false>(c);
   }
   return 0;
 }
@@ -93,6 +99,7 @@ int run_neuron(const Call& c, Direction direction, std::integer_sequence<int, V.
 
 int run(const Call& c, Direction direction) {
   if (direction == kBackward && !knows_surrogate(c.surrogate)) return 2;
+  if (c.sums) return 5;
   if (c.steps <= 0 || c.neurons <= 0) return 0;
   switch (c.neuron) {
 #define MEMEXT_CASE(ID, NAME) \
@@ -106,7 +113,7 @@ int run(const Call& c, Direction direction) {
 }  // namespace
 
 extern "C" {
-// As in cpu.cpp; 4: storage types that this library leaves out.
+// As in cpu.cpp; 4: storage types that this library leaves out. 5: sums, which no GPU kernel computes.
 int memext_forward(const memext::Call* c) { return run(*c, kForward); }
 int memext_backward(const memext::Call* c) { return run(*c, kBackward); }
 int memext_call_size() { return (int)sizeof(memext::Call); }

@@ -1,0 +1,74 @@
+"""May a backward pass write into the gradient it was handed? Only if nobody else can ever read it.
+
+The autograd engine hands one and the same tensor to both branches of `x + F(x)`; a hook may have kept it; it may be a
+view of something that lives on. So the references are counted: those to the tensor object, to the tensor behind it, to
+its storage. What the counts are for a gradient that nobody else holds is measured once, on a graph where that is known,
+in the very frames that ask later; where Torch has no such counters, the answer is always no.
+"""
+from __future__ import annotations
+
+import sys
+from functools import cache
+
+import torch
+from torch import Tensor
+
+__all__ = ["sole_owner"]
+
+
+def sole_owner(grads: tuple, index: int = 0) -> bool:
+    """grads: the arguments of `backward(ctx, *grads)`, as they came; no other name may be bound to grads[index]."""
+    known = _expected()
+    return known is not None and _may_write(grads[index]) and _counts(grads, index) in known
+
+
+def _may_write(g: Tensor) -> bool:
+    return type(g) is Tensor and g.is_contiguous() and not g.requires_grad
+
+
+def _counts(grads: tuple, index: int) -> tuple[int, ...]:
+    """Holders of the object, the tensor, its storage; and the same of the tensor it is a view of."""
+    own = (sys.getrefcount(grads[index]), grads[index]._use_count(),
+           torch._C._storage_Use_Count(grads[index].untyped_storage()._cdata))
+    if not grads[index]._is_view():
+        return own
+    base = grads[index]._base
+    return (*own, sys.getrefcount(base), base._use_count(), base.numel() == grads[index].numel())
+
+
+@cache
+def _expected() -> set[tuple[int, ...]] | None:
+    """Counts of a gradient that has one owner: as an operator returns it, and as a view node passes it on."""
+    if not hasattr(Tensor, "_use_count") or not hasattr(torch._C, "_storage_Use_Count"):
+        return None
+    with torch.enable_grad():
+        x = torch.zeros(2, 2, requires_grad=True)
+        for probe in (lambda y: y * 2, lambda y: y.view(4) * 2):
+            probe(_Probe.apply(x)).sum().backward()
+        alone = set(_Probe.seen)
+        _Probe.seen.clear()
+        y = _Probe.apply(x)
+        (y + _Probe.apply(y)).mul(2).sum().backward()  # the first to run shares its gradient
+        y = _Probe.apply(x)
+        (y.view(4) + _Probe.apply(y.view(4))).mul(2).sum().backward()
+        shared = {_Probe.seen[0], _Probe.seen[2]}
+        _Probe.seen.clear()
+    return None if alone & shared else alone
+
+
+class _Probe(torch.autograd.Function):
+    seen: list[tuple[int, ...]] = []  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, *grads):
+        _Probe.seen.append(_ask(grads))
+        return grads[0] * 2
+
+
+def _ask(grads: tuple, index: int = 0):
+    """As deep as sole_owner: each frame between the engine and the count may hold a reference of its own."""
+    return _counts(grads, index)
