@@ -70,15 +70,21 @@ class Ledger:
         self.events += 1
         self.died[line] = self.events
 
+    def release(self, t: Tensor) -> None:
+        """Takes t for released now, although something still refers to it."""
+        ref = self._open.pop(t.untyped_storage()._cdata, None)
+        if ref is not None:
+            self.free(ref.line)
+
     def line_of(self, t: Tensor) -> int | None:
         ref = self._open.get(t.untyped_storage()._cdata)
         return None if ref is None else ref.line
 
     def events_of(self, wanted) -> list[tuple[int, int, bool]]:
-        """(event, line, is it a birth?) in order, of the lines born during the step whose bytes are `wanted`."""
+        """(event, line, is it a birth?) in order, of the lines born during the step that are wanted(line, bytes)."""
         found = []
         for line, (nbytes, born, died) in enumerate(zip(self.nbytes, self.born, self.died)):
-            if born != BASE and wanted(nbytes):
+            if born != BASE and wanted(line, nbytes):
                 found.append((born, line, True))
                 if died != END:
                     found.append((died, line, False))

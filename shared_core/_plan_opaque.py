@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ._memory_graph import held_by_graph
 from ._plan_copy import fake_copy
 from ._plan_ledger import Ledger, default_device, watch
+from .chain._ownership import sole_owner
 
 __all__ = ["stand_in"]
 
@@ -47,9 +48,10 @@ class _Recording:
     elements: int
     steps: int
 
-    def bytes(self, line: int, x: Tensor) -> int:
+    def bytes(self, line: int, elements: int) -> int:
+        """Of this line for an input of so many elements; lines smaller than a byte per neuron do not grow."""
         size = self.sizes[line]
-        return size if size * self.steps < self.elements else size * x.numel() // self.elements
+        return size if size * self.steps < self.elements else size * elements // self.elements
 
 
 def stand_in(modules: Iterable[nn.Module], ledger: Ledger, device: str) -> None:
@@ -117,7 +119,7 @@ def _record(module: nn.Module, x: Tensor, device: str) -> _Recording | None:
         if given.grad is None or not given.grad.is_contiguous():
             return None
         params = {i: ledger.line_of(p.grad) for i, p in enumerate(probe.parameters()) if p.grad is not None}
-        events = ledger.events_of(lambda nbytes: nbytes > _SMALL)
+        events = ledger.events_of(lambda line, nbytes: nbytes > _SMALL or line == spikes_line)
         found = _Recording([e[1:] for e in events if e[0] <= turn], [e[1:] for e in events if e[0] > turn],
                            ledger.nbytes[:], spikes_line, grad[0], ledger.line_of(given.grad), params, *keeps,
                            x.numel(), x.shape[0])
@@ -151,33 +153,36 @@ class _Replay(torch.autograd.Function):
             if line == recording.spikes:
                 made[line] = torch.empty(x.shape, dtype=x.dtype, device=x.device)
             else:
-                _turn(ctx, line, birth, x)
+                _turn(ctx, line, birth)
         spikes = made[recording.spikes]
         ctx.save_for_backward(x if recording.keeps_x else None, spikes if recording.keeps_spikes else None)
         return spikes
 
     @staticmethod
-    def backward(ctx, grad):
-        recording = ctx.recording
-        x = torch.empty(ctx.like[0], dtype=ctx.like[1], device="meta")
+    def backward(ctx, *grads):
+        # The neuron itself lets go of its gradient before its end; of this node's, the engine holds on to the last.
+        alone = sole_owner(grads)
+        recording, device = ctx.recording, grads[0].device
         owned = {recording.grad_x: (0, *ctx.like),
                  **{line: (1 + i, *ctx.params[i]) for i, line in recording.grad_params.items()}}
         made: list[Tensor | None] = [None] * (1 + len(ctx.params))
         for line, birth in recording.backward:
             if line in owned and birth:
                 at, shape, dtype = owned[line]
-                made[at] = torch.empty(shape, dtype=dtype, device=grad.device)
+                made[at] = torch.empty(shape, dtype=dtype, device=device)
+            elif line == recording.grad_spikes and alone and not birth:
+                ctx.ledger.release(grads[0])
             elif line not in owned and line not in (recording.grad_spikes, recording.spikes):
-                _turn(ctx, line, birth, x)
+                _turn(ctx, line, birth)
         ctx.lines.clear()
         for at, shape, dtype in owned.values():  # as small as a number: not among the events
             if made[at] is None:
-                made[at] = torch.empty(shape, dtype=dtype, device=grad.device)
+                made[at] = torch.empty(shape, dtype=dtype, device=device)
         return None, None, *made
 
 
-def _turn(ctx, line: int, birth: bool, x: Tensor) -> None:
+def _turn(ctx, line: int, birth: bool) -> None:
     if birth:
-        ctx.lines[line] = ctx.ledger.add(ctx.recording.bytes(line, x))
+        ctx.lines[line] = ctx.ledger.add(ctx.recording.bytes(line, ctx.like[0].numel()))
     elif line in ctx.lines:
         ctx.ledger.free(ctx.lines.pop(line))

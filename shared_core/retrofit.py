@@ -229,9 +229,9 @@ def exchange_neurons(framework: Framework, net: nn.Module, skip: Sequence[str] |
         if not any(fnmatchcase(name, pattern) for names, _ in found for name in names):
             raise MemextError(f"{where}: skip={pattern!r} fits no neuron; the neurons are: "
                               f"{', '.join(_shown(names[0]) for names, _ in found) or 'none'}")
-    plan, already = Plan(), 0
+    plan, already, table = Plan(), 0, registry.replacements(framework.name)
     for names, module in found:
-        ours, reason = classify(framework, module)
+        ours, reason = classify(framework, module, table)
         if ours is None:
             already += reason == ALREADY
         elif any(fnmatchcase(name, pattern) for name in names for pattern in skip):
@@ -245,9 +245,13 @@ def exchange_neurons(framework: Framework, net: nn.Module, skip: Sequence[str] |
     return plan
 
 
-def classify(framework: Framework, module: nn.Module) -> tuple[type | None, str | None]:
-    """(our class, None) if this neuron can become ours, else (None, why not)."""
-    cls, table = plain_type(module), registry.replacements(framework.name)
+def classify(framework: Framework, module: nn.Module, table: Mapping[type, type] | None = None
+             ) -> tuple[type | None, str | None]:
+    """(our class, None) if this neuron can become ours, else (None, why not).
+
+    table: registry.replacements of the framework, for callers with many neurons: looking it up takes milliseconds.
+    """
+    cls, table = plain_type(module), registry.replacements(framework.name) if table is None else table
     if entered(module) and why_left(module):
         return None, f"it was retrofitted, but {why_left(module)}"
     if entered(module) or any(issubclass(cls, ours) for ours in table.values()):

@@ -20,10 +20,10 @@ def regions(call: Call, states: int) -> Iterator[tuple[object, int | str, int, b
     yield call, "x", ((steps - 1) * call.x_stride + n) * x, False
     yield call, "anchors", (steps - 1) // BLOCK * states * n * r, forward
     yield call, "spikes", steps * n * s, True
-    yield call, "bits", steps * ((n + 7) // 8), True
+    yield call, "bits", steps * ((n + 7) // 8), forward
     yield call, "grad_spikes", ((steps - 1) * call.grad_spikes_stride + n) * s, False
     yield call, "grad_x", steps * n * x, True
-    for p in call.params:
+    for p in (*call.params, call.x_scale, call.x_shift):
         yield p, "data", p.size * r, False
     for i in range(len(call.initial)):
         yield call.initial, i, n * r, False

@@ -26,12 +26,15 @@ SHIM_FLAGS = ["-O0", "-pthread"]
 
 @pytest.fixture(params=NAMES)
 def kernels(request, monkeypatch):
-    """The module that now serves CPU tensors; None: plain Torch."""
+    """The module that now serves CPU tensors; None: plain Torch. On one thread: threads have a test of their own."""
+    threads = torch.get_num_threads()
+    request.addfinalizer(lambda: torch.set_num_threads(threads))
+    torch.set_num_threads(1)
     if request.param == "torch":
         monkeypatch.setattr(tensor, "_kernels", lambda t: None)
         return None
     if request.param == GPU_TEXT:
-        use_gpu_text(monkeypatch, _shim(request.config.cache.mkdir("memext_shim")))
+        use_gpu_text(monkeypatch, _shim(request.config))
         return _tensor_cuda
     library = _tensor_native._prepared(_cpu_library(request.param))
     assert library is not None, "the library has no tensor kernels"
@@ -52,9 +55,9 @@ def _cpu_library(isa: str) -> ctypes.CDLL:
     return ctypes.CDLL(str(path))
 
 
-def _shim(folder: Path) -> ctypes.CDLL:
+def _shim(config: pytest.Config) -> ctypes.CDLL:
     given = os.environ.get("MEMEXT_TENSOR_SHIM")
-    return ctypes.CDLL(given or str(build_shim(folder, SHIM_FLAGS)))
+    return ctypes.CDLL(given or str(build_shim(config.cache.mkdir("memext_shim"), SHIM_FLAGS)))
 
 
 def build_shim(folder: Path, flags: list[str]) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import native
 from ._call import TYPES
-from ._tensor_torch import PREFIX, Levels
+from ._tensor_torch import Levels
 
 KINDS = {"bits": 0, "nibble": 1, "int8": 2}
 
@@ -57,17 +57,20 @@ def library() -> ctypes.CDLL | None:
 
 # ---- packing ----
 
-def levels(flat: Tensor) -> Levels | None:
-    """Of the first PREFIX values at most."""
+BLOCK = 4096  # kPackBlock
+
+
+def levels(flat: Tensor, count: int) -> Levels | None:
+    """Of the first `count` values."""
     found = (c_double * 4)()
-    if library().memext_levels(flat.data_ptr(), TYPES[flat.dtype], min(flat.numel(), PREFIX), found):
+    if library().memext_levels(flat.data_ptr(), TYPES[flat.dtype], min(flat.numel(), count), found):
         return None
     low, high, only, grid = found
     return Levels(low, high, None if only == -1 else only, grid or None)
 
 
 def pack(flat: Tensor, kind: str, scale: float, out: Tensor) -> int:
-    """-1, or the first value of a block that does not fit."""
+    """-1, or where a BLOCK of values begins that holds one that does not fit."""
     return library().memext_pack(flat.data_ptr(), TYPES[flat.dtype], flat.numel(), KINDS[kind], scale, out.data_ptr(),
                                  native._threads(flat.numel()))
 

@@ -138,10 +138,10 @@ def backward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequ
             x = _through(stored, given.affine, given.channel, spec.dtype_of_state(x)).requires_grad_(needs_x)
     # Under create_graph the graph must reach the saved tensors, yet one of them may be computed from another, or be
     # given twice: an alias of each keeps their gradients apart.
-    cut = (lambda t: t.view_as(t)) if again else (lambda t: t.detach().requires_grad_(t.requires_grad))
-    x = cut(x)
-    state = [s if s is None else cut(s) for s in state]
-    params = [cut(p) for p in params]
+    cut = (lambda t, need: t.view_as(t)) if again else (lambda t, need: t.detach().requires_grad_(need))
+    x = cut(x, needs_x)
+    state = [s if s is None else cut(s, need) for s, need in zip(state, needs_state)]
+    params = [cut(p, need) for p, need in zip(params, needs_params)]
     with torch.enable_grad():
         out = loop(spec, x, state, params, spikes)
     wanted = [(x, needs_x), *zip(state, needs_state), *zip(params, needs_params)]

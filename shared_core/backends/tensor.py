@@ -15,8 +15,8 @@ from .. import coding
 from . import _tensor_native, _tensor_torch, cuda
 from ._call import TYPES
 
-__all__ = ["folded", "max_pool2d", "max_pool2d_backward", "norm_backward", "normalise", "pack", "pack_checked",
-           "unpack"]
+__all__ = ["folded", "max_pool2d", "max_pool2d_backward", "norm_backward", "norm_sums", "normalise", "pack",
+           "pack_checked", "unpack"]
 
 PER_BYTE = {"bits": 8, "nibble": 2, "int8": 1}
 
@@ -51,14 +51,16 @@ def pack_checked(flat: Tensor) -> tuple[Tensor, str, float] | None:
     """flat [n], dense, on the CPU -> (packed bytes, kind, scale) of the smallest kind, or None."""
     if _kernels(flat) is not _tensor_native:
         return _tensor_torch.pack_checked(flat)
-    seen, at = _tensor_native.levels(flat), -1
+    seen = _tensor_native.levels(flat, 256)  # enough to tell real numbers from spikes
     while seen is not None and seen.code is not None:
         data = _packed(flat, seen.code[0])
         at = _tensor_native.pack(flat, *seen.code, data)
         if at < 0:
             return data, *seen.code
-        more = _tensor_native.levels(flat[at:])
-        seen = None if more is None else seen.join(more)  # more than before: a misfit is never seen twice
+        more = _tensor_native.levels(flat[at:], _tensor_native.BLOCK)
+        before, seen = seen, None if more is None else seen.join(more)
+        if seen == before:  # cannot be: what did not fit is new. But then it would never end
+            return None
     return None
 
 
@@ -105,12 +107,21 @@ def normalise(y: Tensor, scale: Tensor, shift: Tensor, out: Tensor | None = None
     return kernels.normalise(y, scale.contiguous(), shift.contiguous(), out)
 
 
+def norm_sums(grad: Tensor, y: Tensor) -> Tensor:
+    """[2, C] float64: per channel the sums of grad and of grad * y, both [N, C, *]."""
+    if coding.is_fake(y):
+        return y.new_empty((2, y.shape[1]), dtype=torch.float64)
+    return _tensor_torch.norm_sums(grad, y, y.new_zeros(y.shape[1], dtype=torch.float64))
+
+
 def norm_backward(grad: Tensor, y: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor | None, *, training: bool,
-                  into: Tensor | None = None, sums: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+                  into: Tensor | None = None, sums: Tensor | None = None, count: int | None = None
+                  ) -> tuple[Tensor, Tensor, Tensor]:
     """(grad_y, grad_weight, grad_bias) of batch norm on y [N, C, *], sums in float64.
 
     mean, invstd: [C], as the forward used them.  training: they are the batch's own, so they depend on y.
     into: where grad_y goes; may be grad.  sums: [2, C] float64, sum of g and of g * y, if already known.
+    count: values per channel that the sums are over, where grad and y are only a part of the batch.
     """
     kind = mean.dtype if weight is None else weight.dtype
     if coding.is_fake(y):
@@ -120,6 +131,9 @@ def norm_backward(grad: Tensor, y: Tensor, mean: Tensor, invstd: Tensor, weight:
     known = sums is not None
     if known:
         sums = torch.stack((sums[0], sums[1] - mean * sums[0]))
+    total = sums
+    if known and count is not None:  # the kernels divide by what they see
+        sums = sums * (y.numel() // y.shape[1] / count)
     kernels = _kernels(y)
     if kernels is not None and y.numel() > 0:
         y = y if coding.is_dense(y) else y.contiguous()
@@ -132,7 +146,8 @@ def norm_backward(grad: Tensor, y: Tensor, mean: Tensor, invstd: Tensor, weight:
     else:
         sums = _tensor_torch.norm_sums(grad, y, mean) if sums is None else sums
         out = _tensor_torch.norm_apply(grad, y, mean, invstd, weight, sums, training, into)
-    return out, (sums[1] * invstd).to(kind), sums[0].to(kind)
+    total = sums if total is None else total
+    return out, (total[1] * invstd).to(kind), total[0].to(kind)
 
 
 # ---- pooling ----

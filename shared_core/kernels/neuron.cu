@@ -153,10 +153,13 @@ MX_DEVICE void backward(const Call& c) {
 
       typename N::Trace trace[kSteps];  // forward again
       u32 spikes = 0;                   // bit s: the spike given for step t0 + s
-      const auto fired = [&](int at) { return bits_given ? (spikes >> at & 1u) != 0 : N::fires(trace[at], p, k); };
+      const auto fired = [&](const typename N::Trace& tr, int at) {
+        return bits_given ? (spikes >> at & 1u) != 0 : N::fires(tr, p, k);
+      };
       auto state = start;
       // A running pointer: 32 addresses computed from the step would be kept side by side, 10 registers more.
       const X* x_at = static_cast<const X*>(c.x) + t0 * c.x_stride + i;
+      const unsigned char* bits_at = bits_given ? c.bits + t0 * bit_row + i / 8 : nullptr;
       MX_UNROLL
       for (int g = 0; g < kSteps; g += kGroup) {
         R x[kGroup];
@@ -165,14 +168,17 @@ MX_DEVICE void backward(const Call& c) {
           if (g + s < count && !kept) {
             x[s] = input(R(widen(*x_at)));
             x_at += c.x_stride;
-            if (bits_given) spikes |= (c.bits[(t0 + g + s) * bit_row + i / 8] >> (i % 8) & 1u) << (g + s);
+            if (bits_given) {
+              spikes |= (*bits_at >> (i % 8) & 1u) << (g + s);
+              bits_at += bit_row;
+            }
           }
         MX_UNROLL
         for (int s = 0; s < kGroup; s++)
           if (g + s < count) {
             trace[g + s] = kept ? fields<typename N::Trace, R, N::kTrace>([&](int f) { return read<R, R>(c.traces[f], i); })
                                 : N::charge(state, x[s], p, k);
-            state = N::settle(trace[g + s], fired(g + s), p, k);
+            state = N::settle(trace[g + s], fired(trace[g + s], g + s), p, k);
           }
       }
 
@@ -199,11 +205,11 @@ MX_DEVICE void backward(const Call& c) {
               return c.grad_seq[f] ? e[f] + extra[f][s] : e[f];
             });
             const int last = at > 0 ? at - 1 : 0;
-            const auto before = at == 0 ? start : N::settle(trace[last], fired(last), p, k);
+            const auto before = at == 0 ? start : N::settle(trace[last], fired(trace[last], last), p, k);
             const R g_spike = G::template grad<R>(N::excess(trace[at], p, k), a);
             R gx;
-            carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], fired(at), p, k, g_spike, gs[s], carry,
-                                gx, gp);
+            carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], fired(trace[at], at), p, k, g_spike,
+                                gs[s], carry, gx, gp);
             if (c.grad_x) write<X>(c.grad_x, (t0 + at) * c.neurons + i, gx);
           }
         }

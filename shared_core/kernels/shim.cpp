@@ -59,20 +59,15 @@ void launch(const Call& c, bool ballots, Kernel kernel) {
   shim::launch(blocks, threads, ballots, kernel);
 }
 
-template <class N, class R, class X, class S, bool kRebuilt>
-void run_backward(const Call& c) {
-  if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4, kRebuilt>(c); });
-  else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, kRebuilt>(c); });
-}
-
 template <class N, class R, class X, class S>
 int run_typed(const Call& c, Direction direction) {
   if (direction == kForward) {
     launch(c, c.bits != nullptr, [&] { forward<N, R, X, S>(c); });
   } else {
     surrogate_id = c.surrogate;
-    if (c.bits || c.x_scale.data) run_backward<N, R, X, S, true>(c);
-    else run_backward<N, R, X, S, false>(c);
+    if (c.bits || c.x_scale.data) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, true>(c); });
+    else if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4, false>(c); });
+    else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, false>(c); });
   }
   return 0;
 }

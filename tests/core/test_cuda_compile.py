@@ -23,6 +23,8 @@ STORAGE = [("float", "float", "float"), ("double", "double", "double"), ("float"
 IN_REGISTERS = [Kernel(neuron, variant, "float", "float", "float", "ATan", 32)
                 for neuron, variant in (("IF", 1), ("LIF", 3), ("ParametricLIF", 3), ("Leaky", 0))]
 
+REBUILT = [dataclasses.replace(k, rebuilt=True) for k in IN_REGISTERS[:2]]
+
 
 @lru_cache(maxsize=1)
 def variants() -> dict[str, int]:
@@ -54,7 +56,7 @@ def compiled(kernel: Kernel, capability: int) -> _nvrtc.Compiled:
 
 
 @pytest.mark.parametrize("capability", [pytest.param(c, id=f"sm_{c}") for c in (80, 90)])
-@pytest.mark.parametrize("kernel", IN_REGISTERS, ids=lambda k: k.name)
+@pytest.mark.parametrize("kernel", [*IN_REGISTERS, *REBUILT], ids=lambda k: k.name)
 def test_the_longest_backward_stays_in_registers(kernel, capability, record_property):
     found = compiled(kernel, capability)
     record_property("registers", found.registers)
@@ -83,6 +85,7 @@ def test_each_storage_type_and_block_size():
     for storage in STORAGE[1:]:
         compiled(Kernel("Leaky", 0, *storage), 80)
         compiled(Kernel("Leaky", 0, *storage, "FastSigmoid", 4), 80)
+        compiled(Kernel("KLIF", 5, *storage, "ATan", 4, True), 80)
     for steps in BLOCK_SIZES[:3]:  # 32: above
         compiled(Kernel("IF", 0, *STORAGE[0], "ATan", steps), 80)
 
@@ -134,7 +137,11 @@ def test_call_maps_to_its_kernel():
     assert cuda.kernel_of(call, "forward") == forward
     assert [cuda.kernel_of(call, "backward").steps for call.steps in (1, 4, 5, 9, 17, 33, 999)] == [
         4, 4, 8, 16, 32, 32, 32]
-    assert cuda.kernel_of(call, "backward").surrogate == "Erf"
+    assert cuda.kernel_of(call, "backward").surrogate == "Erf" and not cuda.kernel_of(call, "backward").rebuilt
+    call.bits = 1
+    assert cuda.kernel_of(call, "backward").rebuilt and cuda.kernel_of(call, "forward") == forward
+    call.bits, call.x_scale.data = None, 1
+    assert cuda.kernel_of(call, "backward").rebuilt
     kernels = {*forwards(), *backwards()}
     assert len({k.name for k in kernels}) == len(kernels)
     assert ctypes.sizeof(Call) < 4096

@@ -40,7 +40,7 @@ def spiking_jelly(neuron: str, v: str, carried: str, fire: str = "SpikingJellyFi
         "reset gradient dropped": (BACKWARD, edit(fire, "(gs + through_reset) * g", "gs * g")),
         "reset gradient kept when detached": (BACKWARD, edit(fire, "c.detach_reset ? R(0) :", "")),
         "> for >=": (FORWARD, edit(fire, f"return {h} >= c.v_th;", f"return {h} > c.v_th;")),
-        "no hard reset": (FORWARD, edit(fire, "const R fired = kHard ? c.v_reset :", "const R fired =")),
+        "no hard reset": (FORWARD, edit(fire, "const R reset = kHard ? c.v_reset :", "const R reset =")),
     }
 
 

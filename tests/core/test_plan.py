@@ -22,9 +22,18 @@ from shared_core.chain import _ownership
 from shared_core.errors import MemextError
 from shared_core.plan import bytes_of, choose, plan
 
-# The ledger notes the operators that a real step would run, so that it is exact but for a step's few scalars; ten per
-# cent is what is promised. A native neuron is replayed with its gradient a moment too long (_plan_opaque.py).
-CLOSE, PROMISED = 0.02, 0.1
+# The ledger notes the operators that a real step runs, so it is exact but for some numbers and vectors, which count in
+# nets as small as these. Ten per cent is what is promised.
+CLOSE, PROMISED = 0.01, 0.1
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Such small nets are faster without waiting for a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def small(depth: int = 2, width: int = 8) -> nn.Module:
@@ -83,7 +92,9 @@ def test_the_zoo_as_measured(name):
     off = against_measure(net, x)
     assert {"native", "neuron"} <= set(off)
     assert max(map(abs, off.values())) < PROMISED
-    assert max(abs(off["native"]), abs(off["neuron"])) < CLOSE
+    # Where nothing learns inside a neuron (see below) and the graph tells all spikes (a real step looks at the values).
+    known = off if name in QUICK else {"native": off["native"]}
+    assert max(map(abs, known.values())) < CLOSE
 
 
 def test_a_replayed_native_neuron_is_the_neuron_run_through():
@@ -98,14 +109,15 @@ def test_a_replayed_native_neuron_is_the_neuron_run_through():
 
 
 def test_neurons_of_other_settings_have_recordings_of_their_own():
-    """A soft reset and a hard one keep different things; so do time constants that learn."""
-    def build(**options):
-        net = small(2)
-        net[2], net[5] = lif(v_reset=None, **options), neuron.ParametricLIFNode(step_mode="m")
-        return net
+    """A soft reset and a hard one keep different things; so do time constants that learn.
 
-    off = against_measure(build(), torch.randn(4, 2, 3, 8, 8))
-    assert max(abs(off["native"]), abs(off["neuron"])) < CLOSE
+    Traced, the method "neuron" is one operator, within which the gradient of a time constant is summed unseen.
+    """
+    net = small(2)
+    net[2], net[5] = lif(v_reset=None), neuron.ParametricLIFNode(step_mode="m")
+    off = against_measure(net, torch.randn(4, 2, 3, 8, 8))
+    assert abs(off.pop("neuron")) < PROMISED
+    assert max(map(abs, off.values())) < CLOSE
 
 
 def test_a_model_that_looks_at_neuron_states_is_planned_too():
@@ -377,7 +389,7 @@ def test_a_deep_network_takes_seconds():
 def test_the_table_and_the_json(tmp_path):
     found = plan(small(), (4, 2, 3, 8, 8), budget="1GiB", optimizer="sgd", max_batch=True)
     text = found.table()
-    for word in ("native", "neuron", "largest batch", "budget 1.00 GiB", "fits", "fastest that fits", "[4, 2, 3, 8, 8]"):
+    for word in ("native", "neuron", "largest batch", "budget 1.00 GiB", "fastest that fits", "[4, 2, 3, 8, 8]"):
         assert word in text, word
     found.to_json(tmp_path / "plan.json")
     read = json.loads((tmp_path / "plan.json").read_text())
@@ -434,7 +446,7 @@ def test_a_model_that_looks_at_values_is_named():
 
 
 def test_an_unknown_method_of_a_plan():
-    with pytest.raises(MemextError, match="no method 'magic'; planned: .*native"):
+    with pytest.raises(MemextError, match=r"no method 'magic'; planned: .*native"):
         plan(small(), SHAPE)["magic"]
 
 

@@ -24,7 +24,7 @@ from training_steps import (
     set_params,
     train_step,
 )
-from zoo import assert_awake, lif, plif, wake
+from zoo import ZOO, assert_awake, lif, plif, wake
 
 from sj_memext import report, restore
 
@@ -115,6 +115,14 @@ def test_one_method_after_another(method, before):
     assert [type(m) for m in restore(ours).modules()] == [type(m) for m in net.modules()]
     ours.load_state_dict(net.state_dict())
     compare(convert(ours, before), net, x)
+
+
+def test_a_part_first_then_all(method):
+    net, x = make()
+    ours = copy.deepcopy(net)
+    convert(ours[:6], "compress" if method == "neuron" else "neuron")
+    compare(convert(ours, method), net, x)
+    assert [type(m) for m in restore(ours).modules()] == [type(m) for m in net.modules()]
 
 
 def test_the_report_names_what_changed_and_what_did_not(method):
@@ -208,6 +216,32 @@ def test_torch_checkpoint_around_a_part(method, reentrant, first):
     assert len(neurons(ours)) == 3
 
 
+@pytest.mark.parametrize("inside", [(0,), (1,), (0, 1), (2, 3), (3, 5), (1, 4)], ids=str)
+def test_hooks_on_what_some_layers_save(method, inside):
+    """A layer outside may not rebuild its input from what was saved inside: hooks may give that only once."""
+    net, x = make()
+    parts = [*net]
+    net = nn.Sequential(*(Once(part) if i in inside else part for i, part in enumerate(parts)))
+    ours = convert(copy.deepcopy(net), method)
+    compare(ours, net, x)
+
+
+class Once(nn.Module):
+    """Its saved tensors may be asked for once."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        def unpack(kept):
+            assert kept, "asked for twice"
+            return kept.pop()
+
+        with graph.saved_tensors_hooks(lambda t: [t], unpack):
+            return self.inner(x)
+
+
 @pytest.mark.parametrize("context", [lambda: graph.save_on_cpu(), lambda: graph.saved_tensors_hooks(
     lambda t: (t.clone(), t._version), lambda kept: kept[0].clone())], ids=["save_on_cpu", "clones"])
 def test_hooks_on_saved_tensors(method, context):
@@ -236,7 +270,11 @@ def test_anomaly_mode(method):
 
 # ---- compile, distributed -------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("order", ["retrofit-then-compile", "compile-then-retrofit"])
+# Seconds each. Under compile all methods run the same plain functions, so that one method stands for the others.
+@pytest.mark.parametrize("method, order", [
+    pytest.param(p.values[0], order, marks=[*p.marks] if (p.values[0], order) == ("balanced", "retrofit-then-compile")
+                 else pytest.mark.slow)
+    for p in METHOD_PARAMS for order in ("retrofit-then-compile", "compile-then-retrofit")])
 def test_torch_compile(method, order):
     net, x = make()
     torch.compiler.reset()
@@ -258,6 +296,20 @@ def test_torch_compile(method, order):
 
 def _without(prefix, found):
     return {name.removeprefix(prefix): value for name, value in found.items()}
+
+
+@pytest.mark.parametrize("name", ["spikformer", "sew_resnet18-ADD", "maxformer-cifar"])
+def test_hooks_on_every_module_of_the_zoo_run_as_often(method, name):
+    """Modules that our layers stand for are still called, with the same shapes."""
+    net, x = ZOO[name].make()
+    calls = {}
+    for who, n in (("native", copy.deepcopy(net)), ("ours", convert(net, method))):
+        calls[who] = []
+        for path, m in n.named_modules():
+            m.register_forward_hook(lambda m, args, out, path=path, who=who: calls[who].append(
+                (path, *(tuple(t.shape) for t in (*args, out)))))
+        train_step(n, x)
+    assert calls["ours"] == calls["native"]
 
 
 @pytest.fixture

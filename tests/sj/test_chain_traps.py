@@ -42,16 +42,18 @@ def _norm():
     return bn
 
 
-@lru_cache(maxsize=1)
-def base():
+@lru_cache(maxsize=2)
+def base(samples=2):
+    """(net, input, gradient of its output)"""
     torch.manual_seed(1)
-    net, x = Tapped(), torch.randn(4, 2, 3, 8, 8)
+    net, x = Tapped(), torch.randn(4, samples, 3, 8, 8)
     with torch.random.fork_rng():
         assert_awake(wake(net, x), x)
-    return net, x, torch.randn(4, 2, 6, 8, 8)
+    return net, x, torch.randn(4, samples, 6, 8, 8)
 
 
-@pytest.fixture(params=METHOD_PARAMS)
+# The large batch is one whose backward "memory" goes through in parts.
+@pytest.fixture(params=[*METHOD_PARAMS, "memory large"])
 def method(request):
     return request.param
 
@@ -63,7 +65,8 @@ def grads(net, x):
 
 def both(method, run):
     """run(net, x, g) on a native and a retrofitted net: y and "exact ..." bit for bit, other tensors as gradients."""
-    net, x, g = base()
+    method, *large = method.split()
+    net, x, g = base(*(10 for _ in large))
     results = []
     for n in (copy.deepcopy(net), convert(copy.deepcopy(net), method)):
         leaf = x.clone().requires_grad_()
@@ -116,6 +119,74 @@ def test_a_hook_that_keeps_its_gradient_finds_it_unchanged(method):
         assert len(kept) == 2 * len(LEVELS)
         for level, grad, was in kept:
             assert torch.equal(grad, was), f"the gradient at {level} was overwritten"
+
+    both(method, run)
+
+
+KEEP = {"detached": lambda g: g.detach(), "data": lambda g: g.data, "a view": lambda g: g.view(-1),
+        "a part": lambda g: g[1:], "an array": lambda g: g.numpy(), "storage": lambda g: g.untyped_storage()}
+
+
+@pytest.mark.parametrize("how", KEEP)
+def test_a_hook_that_keeps_something_of_its_gradient(method, how):
+    def run(net, x, g):
+        kept = []
+
+        def tap(level, t):
+            t.register_hook(lambda grad: kept.append((level, KEEP[how](grad), copy.deepcopy(KEEP[how](grad)))))
+            return t
+
+        net(x, tap).backward(g)
+        for level, part, was in kept:
+            same = list(part) == list(was) if how == "storage" else (part == was).all()
+            assert same, f"the gradient at {level} was overwritten"
+
+    both(method, run)
+
+
+def test_hooks_on_nodes(method):
+    """Node hooks are handed the gradients that went in and that came out."""
+    def run(net, x, g):
+        seen, kept = {}, []
+
+        def tap(level, t):
+            t.grad_fn.register_prehook(lambda out: kept.append((level, out[0], out[0].clone())))
+            t.grad_fn.register_hook(lambda into, out: kept.append((level, out[0], kept[-1][2])))
+            return t
+
+        net(x, tap).backward(g)
+        assert len(kept) >= 6
+        for level, grad, was in kept:
+            assert torch.equal(grad, was), f"the gradient into the node of {level} was overwritten"
+        return seen
+
+    both(method, run)
+
+
+class _Keeping(torch.autograd.Function):
+    """Of two copies of its input; keeps the gradient it is handed, and hands it on."""
+
+    kept = []  # noqa: RUF012
+
+    @staticmethod
+    def forward(ctx, a, b):
+        return a + b
+
+    @staticmethod
+    def backward(ctx, g):
+        _Keeping.kept.append((g, g.clone()))
+        return g, g
+
+
+def test_a_function_that_keeps_its_gradient_and_hands_it_on(method):
+    def run(net, x, g):
+        _Keeping.kept.clear()
+        y = net.lif(net.bn(net.conv(x)))
+        y = _Keeping.apply(y, net.lif2(net.bn2(net.conv2(y))))
+        y = _Keeping.apply(y, net.lif2(net.bn2(net.conv2(y))))
+        y.backward(g)
+        assert all(torch.equal(a, b) for a, b in _Keeping.kept), "the gradient was overwritten"
+        return {"y": y.detach()}
 
     both(method, run)
 
@@ -196,6 +267,24 @@ def test_a_parameter_hook_changes_the_gradient(method):
         net(x).backward(g)
 
     both(method, run)
+
+
+@pytest.mark.parametrize("level", ["y", "h", "s", "y2", "h2", "s2"])
+def test_a_hook_writes_into_its_gradient(method, level):
+    """Clipping, for one. What was computed from the gradient before (sums over the channels) is not valid any more."""
+    def run(net, x, g):
+        def tap(at, t):
+            if at == level:
+                t.register_hook(_clip)
+            return t
+
+        net(x, tap).backward(g)
+
+    both(method, run)
+
+
+def _clip(grad):
+    grad.clamp_(-0.5, 0.3)
 
 
 # ---- shared gradients: what is not ours alone must not be written into ----------------------------------------------
@@ -337,6 +426,26 @@ def test_gradients_of_parts(method):
     both(method, run)
 
 
+def test_what_one_backward_left_behind_is_not_used_by_another(method):
+    """A backward pass that ends at the neuron's input, then others that reach the norm past the neuron, and the conv
+    past the norm, with gradients that may lie where the first one's did."""
+    def run(net, x, g):
+        found, values = {}, {}
+        y = net(x, lambda level, t: values.setdefault(level, t))
+        loose = (values["h"] * g).sum(), (values["y"] * g).sum()
+        for i in range(3):
+            torch.autograd.grad(y, [values["h"]], g, retain_graph=True)
+            for k, z in enumerate(loose):
+                of = torch.autograd.grad(z, [x, net.conv.weight, *([net.bn.weight] if k == 0 else [])],
+                                         retain_graph=True)
+                found |= {f"{level} {k} {i}": t for level, t in zip(("x", "conv", "bn"), of)}
+            torch.autograd.grad(y, [values["y"]], 2 * g, retain_graph=True)
+        y.backward(g)
+        return found
+
+    both(method, run)
+
+
 def test_backward_from_the_membrane_and_through_carried_state(method):
     """The state is an output too: a loss on it, and a second sequence that starts from it."""
     def run(net, x, g):
@@ -371,7 +480,7 @@ def test_double_backward_is_refused(method):
 def test_nothing_is_kept_alive(method):
     """Nodes that know each other make no cycle: a graph is freed when its last tensor is, without the collector."""
     net, x, g = base()
-    net = convert(copy.deepcopy(net), method)
+    net = convert(copy.deepcopy(net), method.split()[0])
     gc.collect()
     gc.disable()
     try:
@@ -421,6 +530,25 @@ def test_values_changed_in_place_before_they_are_used(method, level, change):
         return {"y": y.detach()}
 
     same_or_refused(method, run)
+
+
+@pytest.mark.xfail(reason="writing through .data leaves no trace that a node could see; see docs", strict=False)
+@pytest.mark.parametrize("level", ["y", "h", "s", "y2", "h2", "s2"])
+@pytest.mark.parametrize("what", ["value", "gradient"])
+def test_values_changed_behind_autograds_back(method, level, what):
+    def run(net, x, g):
+        def tap(at, t):
+            if at == level and what == "value":
+                t.data.mul_(1.5)
+            elif at == level:
+                t.register_hook(lambda grad: _clip(grad.data))
+            return t
+
+        y = net(x, tap)
+        y.backward(g)
+        return {"y": y.detach()}
+
+    both(method, run)
 
 
 def _backward_or_again(net, x, y, g, undo=lambda: None):
@@ -491,7 +619,7 @@ def test_the_methods_change_between_forward_and_backward(method):
             from sj_memext import restore
             restore(net)
         else:
-            convert(net, method)
+            convert(net, method.split()[0])
         functional.reset_net(net)
         (y * g).sum().backward()
         return {"y": y.detach()}

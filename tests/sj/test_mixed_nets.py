@@ -228,6 +228,24 @@ def time_and_batch_exchanged():
                conv=conv(), bn=norm(), lif=lif(), b=block(6, 5))
 
 
+@case(2, 3, 8, 8)
+def an_image_shown_at_every_step():
+    """Convolution and norm once, their output repeated or expanded for the neurons."""
+    def run(net, x):
+        h = net.bn(net.conv(x.unsqueeze(0)))
+        s = net.lif(h.expand(4, -1, -1, -1, -1)) + net.plif(h.repeat(4, 1, 1, 1, 1))
+        return net.b(s) + net.c(x.expand(4, -1, -1, -1, -1))
+    return Net(run, conv=conv(), bn=norm(), lif=lif(), plif=plif(), b=block(6, 5), c=block(3, 5))
+
+
+@case()
+def steps_stacked():
+    def run(net, x):
+        h = torch.stack([net.bn(net.conv(x_t)) for x_t in x])
+        return net.b(torch.cat([net.lif(h)[:2], net.lif(h[2:])]))
+    return Net(run, conv=nn.Conv2d(3, 6, 3, padding=1), bn=nn.BatchNorm2d(6), lif=lif(), b=block(6, 5))
+
+
 @case(4, 2, 6, 6, 6)
 def square_maps_transposed():
     return Net(lambda net, x: net.b(net.lif(net.bn(net.conv(x)).transpose(3, 4)).transpose(2, 3).contiguous()),
@@ -252,6 +270,26 @@ def pooling():
         pool(nn.MaxPool2d(3, 1, 1, dilation=1, ceil_mode=True)), conv(6), norm(),
         layer.AdaptiveAvgPool2d(3, step_mode="m"), lif(), pool(nn.AdaptiveMaxPool2d(2)), conv(6, 4, 1), lif(),
         pool(nn.AvgPool2d(2, divisor_override=3)))
+
+
+@case()
+def pooling_of_sums_of_spikes():
+    """Equal counts in one window: the gradient goes to the first, as natively."""
+    def run(net, x):
+        s = net.a(x)
+        s = s + net.b(s) - net.c(s)
+        return net.d(net.pool(s)) + net.e(net.wide(s))
+    pool = layer.SeqToANNContainer
+    return Net(run, a=block(), b=block(6), c=block(6), pool=layer.MaxPool2d(2, step_mode="m"), d=block(6, 4),
+               wide=pool(nn.MaxPool2d(3, 2, 1, dilation=1)), e=block(6, 4))
+
+
+@case(4, 2, 3, 11, 9)
+def windows_of_many_shapes():
+    pool = layer.SeqToANNContainer
+    return nn.Sequential(block(), pool(nn.MaxPool2d((3, 2), (1, 1), (1, 0), dilation=(1, 2))), block(6),
+                         pool(nn.MaxPool2d(2, 3, ceil_mode=True)), block(6), pool(nn.AvgPool2d((2, 1), (1, 2), (1, 0))),
+                         block(6), pool(nn.AdaptiveAvgPool2d((2, None))), block(6))
 
 
 @case()
@@ -479,6 +517,35 @@ def fractions_as_input():
     return two(block())
 
 
+def one_that_is_not(value: float) -> Callable:
+    """Binary, but for the last value."""
+    def make(shape: tuple) -> Tensor:
+        x = events(shape)
+        x.view(-1)[-1] = value
+        return x
+    return make
+
+
+ALMOST_SPIKES = {
+    "half": one_that_is_not(0.5), "two": one_that_is_not(2.0), "minus one": one_that_is_not(-1.0),
+    "huge": one_that_is_not(3e9), "tiny": one_that_is_not(1e-30), "200": one_that_is_not(200.0),
+    "40000": one_that_is_not(40000.0), "ternary": lambda shape: torch.randint(-1, 2, shape).float(),
+    "scaled": lambda shape: 0.3 * events(shape), "nothing": torch.zeros, "ones": torch.ones,
+    "minus zero": lambda shape: -0.0 * torch.rand(shape) + events(shape),
+    "bytes": lambda shape: torch.randint(0, 256, shape).float()}
+
+
+@pytest.mark.parametrize("method", METHOD_PARAMS)
+@pytest.mark.parametrize("kind", ALMOST_SPIKES)
+def test_what_looks_like_spikes(kind, method):
+    """Into a convolution, a pool and a linear layer: kept exactly, in whatever form."""
+    net = nn.Sequential(layer.MaxPool2d(3, 1, 1, step_mode="m"), conv(bias=True), nn.Flatten(2), nn.Linear(384, 4))
+    net = nn.Sequential(Net(lambda n, x: n.inner(x) + n.fc(x.flatten(2)), inner=net, fc=nn.Linear(192, 4)), lif())
+    x = ALMOST_SPIKES[kind](IMAGE)
+    for grad_x in (True, False):
+        check(net, method, native_run(net, x, grad_x=grad_x, steps=2), grad_x=grad_x)
+
+
 @case(1, 2, 3, 8, 8)
 def one_step():
     return two(block())
@@ -509,6 +576,59 @@ def gradient_of_ones():
     return nn.Sequential(two(block(bias=True)), conv(5, bias=True), lif())
 
 
+# ---- parts of the batch: with "memory", backward goes over 8 samples (32 images) at a time ---------------------------
+
+LARGE = (4, 20, 3, 8, 8)
+
+
+@case(*LARGE)
+def large_batch():
+    return two(block(bias=True))
+
+
+@case(4, 16, 3, 8, 8, grad_x=False)
+def large_batch_without_input_gradient():
+    return two(block(), block(6, 5, groups=1, stride=2))
+
+
+@case(*LARGE)
+def large_batch_many_consumers():
+    def run(net, x):
+        y = net.conv(x)
+        h = net.bn(y)
+        s = net.lif(h)
+        return net.b(s + net.plif(h)) + 0.1 * h[:, :, :5] + net.lif(net.bn(y))[:, :, 1:]
+    return Net(run, conv=conv(bias=True), bn=norm(), lif=lif(), plif=plif(), b=block(6, 5))
+
+
+@case(*LARGE)
+def large_batch_frozen_in_part():
+    return frozen(nn.Sequential(block(bias=True), block(6), block(6), block(6, 4)), "0.0", "1.1", "2.0.weight",
+                  "3.1.bias")
+
+
+@case(40, 9, 3, 4, 4)
+def large_batch_of_many_steps():
+    return nn.Sequential(block(), layer.MaxPool2d(2, step_mode="m"), block(6), plif())
+
+
+@case(4, 20, 3, 7, 5)
+def large_batch_odd_sizes():
+    return nn.Sequential(block(3, 8), block(8, 7), layer.MaxPool2d(2, 2, 1, step_mode="m"), block(7, 8, groups=1))
+
+
+@case(4, 20, 3, 24)
+def large_batch_one_dimension():
+    return nn.Sequential(layer.Conv1d(3, 8, 3, padding=1, step_mode="m"), layer.BatchNorm1d(8, step_mode="m"), lif(),
+                         layer.ConvTranspose1d(8, 4, 2, step_mode="m"), layer.BatchNorm1d(4, step_mode="m"), plif())
+
+
+@case(4, 20, 24)
+def large_batch_linear():
+    return nn.Sequential(layer.Linear(24, 16, step_mode="m"), layer.BatchNorm1d(16, step_mode="m"), plif(),
+                         nn.Linear(16, 8), lif())
+
+
 # ---- the comparison -----------------------------------------------------------------------------------------------
 
 @lru_cache(maxsize=1)
@@ -537,6 +657,23 @@ def small() -> nn.Module:
 def test_float64(method):
     net, x = small().double(), torch.randn(IMAGE, dtype=torch.float64)
     check(wake(net, x), method, native_run(net, x))
+
+
+@pytest.mark.parametrize("method", METHOD_PARAMS)
+def test_float64_in_a_large_batch(method):
+    net, x = small().double(), torch.randn(LARGE, dtype=torch.float64)
+    check(wake(net, x), method, native_run(net, x))
+
+
+@pytest.mark.parametrize("method", METHOD_PARAMS)
+def test_large_batch_in_eval_mode(method):
+    net, x = small(), torch.randn(LARGE)
+    for _ in range(2):
+        net(x)
+        functional.reset_net(net)
+    net = wake(net.eval(), x)
+    assert_awake(net, x)
+    check(net, method, native_run(net, x))
 
 
 @pytest.mark.parametrize("method", METHOD_PARAMS)
@@ -573,9 +710,20 @@ def test_autocast(method):
     wake(net, x)
     how = {"context": lambda: torch.autocast("cpu", torch.bfloat16), "loss": lambda y: classify(y.float())}
     if method != "neuron":
-        check(net, method, native_run(convert(net, "neuron"), x, **how), **how)
+        check(net, method, native_run(convert(copy.deepcopy(net), "neuron"), x, **how), **how)
     else:
         assert all(v.dtype == torch.float32 for v in native_run(convert(net, "neuron"), x, **how)[0].states)
+
+
+@pytest.mark.parametrize("method", METHOD_PARAMS)
+def test_an_empty_batch(method):
+    net = small().eval()
+    x = torch.randn(4, 0, 3, 8, 8, requires_grad=True)
+    y = net(x)
+    y2 = convert(net, method)(x)
+    assert y.shape == y2.shape == (4, 0, 6, 4, 4)
+    y2.sum().backward()
+    assert x.grad.shape == x.shape and not net[2].weight.grad.any()
 
 
 @pytest.mark.parametrize("method", METHOD_PARAMS)
