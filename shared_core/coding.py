@@ -19,13 +19,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .backends import tensor as kernels
+from .backends._tensor_torch import PER_BYTE
 from .errors import MemextError
 
 __all__ = ["Alphabet", "Code", "decode", "decode_step_bits", "empty", "encode", "from_step_bits",
            "is_dense", "is_fake", "same_order"]
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-PER_BYTE = {"bits": 8, "nibble": 2, "int8": 1}
 
 
 @dataclass(frozen=True)

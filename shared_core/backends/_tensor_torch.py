@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+PER_BYTE = {"bits": 8, "nibble": 2, "int8": 1}  # values, by kind of coding.py
 PREFIX = 4096  # values looked at first: enough to tell real numbers from spikes
 GRIDS = (1.0, 0.25, 0.0625)  # spikes; their averages over 2 x 2 and 4 x 4
 _BIT = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -14,11 +14,10 @@ from torch import Tensor
 from .. import coding
 from . import _tensor_native, _tensor_torch, cuda
 from ._call import TYPES
+from ._tensor_torch import PER_BYTE
 
 __all__ = ["folded", "max_pool2d", "max_pool2d_backward", "norm_backward", "norm_sums", "normalise", "pack",
            "pack_checked", "unpack"]
-
-PER_BYTE = {"bits": 8, "nibble": 2, "int8": 1}
 
 
 def _kernels(t: Tensor) -> ModuleType | None:

@@ -34,7 +34,8 @@ class Chunks:
 
     def part(self, t: Tensor, chunk: slice) -> Tensor:
         """Of t [T * N, *]: the chunk's images, [T * n, *], copied."""
-        return t.view(self.steps, self.samples, *t.shape[1:])[:, chunk].flatten(0, 1)
+        part = t.view(self.steps, self.samples, *t.shape[1:])[:, chunk].flatten(0, 1)
+        return part if self.steps > 1 else part.clone()  # of one step, it is still a view
 
     def put(self, t: Tensor, chunk: slice, part: Tensor) -> None:
         """The inverse of `part`."""

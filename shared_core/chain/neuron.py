@@ -146,7 +146,7 @@ def _in_chunks(chunks: Chunks, ctx, grad_spikes: Tensor, grad_final, into: Tenso
         y = Conv.rebuild_part(conv, chunks, chunk)
         y = y.view(steps, -1, *y.shape[1:])
         g = grad_spikes[:, chunk].contiguous()
-        if g.data_ptr() == grad_spikes.data_ptr() and grad_x is not into:
+        if steps == 1 and grad_x is not into:  # still a view of what is not ours to write over
             g = g.clone()
         anchors = None if saved.anchors is None else saved.anchors[:, :, chunk].contiguous()
         g, grad_state, of_params, part_sums = ctx.backend.backward(

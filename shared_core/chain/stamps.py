@@ -45,7 +45,7 @@ def code_of(x: Tensor) -> tuple[Tensor, coding.Code] | None:
         encoded = coding.encode(x, hint=None if x.device.type == "cpu" and not is_fake(x) else alphabet(x))
         data, code = encoded if encoded is not None else (None, None)
         found = Stamp(x._version, _address(x), data, code)
-        if holder.numel() == x.numel():
+        if holder.numel() == x.numel() and is_dense(x):  # all of it, each value once
             _stamps[holder] = found
     if found.data is None:
         return None
