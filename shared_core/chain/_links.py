@@ -7,6 +7,7 @@ addition, a copy, DDP) makes another `grad_fn`, and then there is no link: no sp
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from ..coding import is_dense, is_fake
 from ..errors import MemextError
 from .stamps import code_of
 
-__all__ = ["Chained", "Kept", "Made", "keep", "link_to", "refuse_double_backward", "seen_as", "value_of"]
+__all__ = ["Chained", "Kept", "Made", "keep", "link_to", "made", "refuse_double_backward", "seen_as", "value_of"]
 
 VIEWS = frozenset(("ViewBackward0", "ReshapeAliasBackward0", "UnsafeViewBackward0", "AliasBackward0", "TBackward0",
                    "PermuteBackward0", "TransposeBackward0", "SqueezeBackward0", "SqueezeBackward1",
@@ -73,6 +74,11 @@ def link_to(x: Tensor):
     return None
 
 
+def made(t: Tensor) -> Made | None:
+    """The description of an output under which consumers may link to its node; None where they may not."""
+    return None if hooked() else Made.of(t)
+
+
 def hooked() -> bool:
     """Inside saved_tensors_hooks (checkpoint, save_on_cpu) the user decides where saved tensors live, and a forward may
     run a second time in another graph: nodes then keep values, never each other."""
@@ -120,12 +126,15 @@ def keep(x: Tensor, tensors: list[Tensor], *, link=None, spikes: bool = True, ne
     return kept
 
 
-def value_of(ctx, kept: Kept, saved=None) -> Tensor:
-    """The input again, bit for bit. saved: ctx.saved_tensors, if they are already at hand."""
+def value_of(kept: Kept, saved: Sequence[Tensor]) -> Tensor:
+    """The input again, bit for bit.
+
+    saved: the node's ctx.saved_tensors, which a node reads once in a backward pass: checkpoint runs its part again at
+    the first reading, and refuses a second one.
+    """
     if kept.link is not None:
-        made = kept.link.made
-        return seen_as(type(kept.link)._forward_cls.rebuild(kept.link), made, kept)
-    data = (ctx.saved_tensors if saved is None else saved)[kept.slot]
+        return seen_as(type(kept.link)._forward_cls.rebuild(kept.link), kept.link.made, kept)
+    data = saved[kept.slot]
     return data if kept.code is None else coding.decode(data, kept.code)
 
 

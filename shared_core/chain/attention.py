@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._links import Chained, Made, keep, refuse_double_backward, value_of
+from ._links import Chained, keep, made, refuse_double_backward, value_of
 
 __all__ = ["spike_attention"]
 
@@ -28,17 +28,17 @@ class _SpikeAttention(Chained):
         ctx.kept, ctx.scale, ctx.levels = keep(qkv, tensors), scale, None
         ctx.save_for_backward(*tensors)
         x = _attended(qkv, scale)
-        ctx.made, ctx.products = Made.of(x), qkv.shape[-1] + qkv.shape[-2]
+        ctx.made, ctx.products = made(x), qkv.shape[-1] + qkv.shape[-2]
         return x
 
     @staticmethod
     def rebuild(ctx):
-        return _attended(value_of(ctx, ctx.kept), ctx.scale)
+        return _attended(value_of(ctx.kept, ctx.saved_tensors), ctx.scale)
 
     @staticmethod
     def backward(ctx, grad):
         refuse_double_backward("chain.spike_attention")
-        qkv = value_of(ctx, ctx.kept)
+        qkv = value_of(ctx.kept, ctx.saved_tensors)
         q, k, v = qkv.unbind(-4)
         g = grad * ctx.scale
         out = torch.empty_like(qkv)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ._chunks import Chunks
-from ._links import Chained, Kept, Made, keep, refuse_double_backward, value_of
+from ._links import Chained, Kept, keep, made, refuse_double_backward, value_of
 from .policy import Policy
 
 __all__ = ["Conv", "ConvOptions", "conv", "linear"]
@@ -55,23 +55,25 @@ class Conv(Chained):
         ctx.kept, ctx.levels = keep(x, tensors, needed=ctx.needs_input_grad[1]), None
         ctx.save_for_backward(*tensors)
         y = _convolve(x, weight, bias, options)
-        ctx.made = Made.of(y) if ctx.kept.there else None
+        ctx.made = made(y) if ctx.kept.there else None
         ctx.products, ctx.chunks = _products(weight, options), None
         return y
 
     @staticmethod
     def rebuild(ctx):
-        return Conv.run_again(ctx, value_of(ctx, ctx.kept))
+        saved = ctx.saved_tensors
+        return Conv.run_again(ctx, value_of(ctx.kept, saved), saved)
 
     @staticmethod
     def rebuild_part(ctx, chunks: Chunks, chunk: slice) -> Tensor:
         """The output for the samples of one chunk."""
-        return Conv.run_again(ctx, chunks.input_part(ctx.saved_tensors, ctx.kept, chunk))
+        saved = ctx.saved_tensors
+        return Conv.run_again(ctx, chunks.input_part(saved, ctx.kept, chunk), saved)
 
     @staticmethod
-    def run_again(ctx, x: Tensor) -> Tensor:
-        weight = ctx.saved_tensors[0]
-        bias = ctx.saved_tensors[1] if ctx.bias_sizes is not None else None
+    def run_again(ctx, x: Tensor, saved) -> Tensor:
+        weight = saved[0]
+        bias = saved[1] if ctx.bias_sizes is not None else None
         with torch.no_grad(), _no_autocast(weight):
             return _convolve(x, weight, bias, ctx.options)
 
@@ -80,18 +82,20 @@ class Conv(Chained):
         refuse_double_backward("chain.conv")
         if ctx.chunks is not None:
             return *_backward_in_chunks(ctx, grad), None
-        x = value_of(ctx, ctx.kept) if ctx.needs_input_grad[1] else _shape_of(ctx.kept, grad)
-        return *_gradients(ctx, grad, x), None
+        saved = ctx.saved_tensors
+        x = value_of(ctx.kept, saved) if ctx.needs_input_grad[1] else _shape_of(ctx.kept, grad)
+        return *_gradients(ctx, grad, x, saved[0]), None
 
 
-def _gradients(ctx, grad: Tensor, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _gradients(ctx, grad: Tensor, x: Tensor, weight: Tensor
+               ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Of x, weight and bias, for the gradient of the output at x."""
     o, needs = ctx.options, list(ctx.needs_input_grad[:3])
     batched = x.dim() == len(o.stride) + 2
     if not batched:
         x, grad = x.unsqueeze(0), grad.unsqueeze(0)
     grad_x, grad_w, grad_b = torch.ops.aten.convolution_backward(
-        grad, x, ctx.saved_tensors[0], ctx.bias_sizes, o.stride, o.padding, o.dilation, o.transposed, o.output_padding,
+        grad, x, weight, ctx.bias_sizes, o.stride, o.padding, o.dilation, o.transposed, o.output_padding,
         o.groups, needs)
     return grad_x if batched or grad_x is None else grad_x.squeeze(0), grad_w, grad_b
 
@@ -105,7 +109,7 @@ def _backward_in_chunks(ctx, grad: Tensor):
         part = chunks.part(grad, chunk)
         x = (chunks.input_part(saved, ctx.kept, chunk) if needs[1]
              else part.new_empty((part.shape[0], *ctx.kept.shape[1:])))
-        grad_part, *of_parameters = _gradients(ctx, part, x)
+        grad_part, *of_parameters = _gradients(ctx, part, x, saved[0])
         if grad_x is not None:
             chunks.put(grad_x, chunk, grad_part)
         sums = [g if total is None else total.add_(g) for total, g in zip(sums, of_parameters)]
@@ -139,7 +143,7 @@ class _Linear(Chained):
         ctx.kept, ctx.levels = keep(x, tensors, needed=ctx.needs_input_grad[1]), None
         ctx.save_for_backward(*tensors)
         y = F.linear(x, weight, bias)
-        ctx.made = Made.of(y) if ctx.kept.there else None
+        ctx.made = made(y) if ctx.kept.there else None
         ctx.products = weight.shape[-1]
         return y
 
@@ -147,7 +151,7 @@ class _Linear(Chained):
     def rebuild(ctx):
         saved = ctx.saved_tensors
         with torch.no_grad(), _no_autocast(saved[0]):
-            return F.linear(value_of(ctx, ctx.kept, saved), saved[0], saved[1] if ctx.with_bias else None)
+            return F.linear(value_of(ctx.kept, saved), saved[0], saved[1] if ctx.with_bias else None)
 
     @staticmethod
     def backward(ctx, grad):
@@ -156,7 +160,7 @@ class _Linear(Chained):
         rows = grad.reshape(-1, grad.shape[-1])
         grad_x = grad_w = grad_b = None
         if needs[1]:
-            grad_w = rows.t() @ value_of(ctx, ctx.kept, saved).reshape(-1, ctx.kept.shape[-1])
+            grad_w = rows.t() @ value_of(ctx.kept, saved).reshape(-1, ctx.kept.shape[-1])
         if needs[0]:
             grad_x = (rows @ saved[0]).view(ctx.kept.shape)
         if needs[2]:

@@ -21,7 +21,7 @@ from ..functional import MultiStep
 from ..spec import Spec
 from ..surrogate import Surrogate
 from ._chunks import Chunks, chunks_of
-from ._links import Chained, Kept, Made, keep, link_to, refuse_double_backward, seen_as, value_of
+from ._links import Chained, Kept, Made, keep, link_to, made, refuse_double_backward, seen_as, value_of
 from ._ownership import sole_owner
 from .linear import Conv
 from .norm import BatchNorm, Norm
@@ -68,7 +68,7 @@ class _Neuron(Chained):
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(out.bits)
-        ctx.made, ctx.levels, ctx.spike_dtype = Made.of(out.spikes), 1, out.spikes.dtype
+        ctx.made, ctx.levels, ctx.spike_dtype = made(out.spikes), 1, out.spikes.dtype
         return out.spikes, *out.final, out.bits
 
     @staticmethod
@@ -134,7 +134,7 @@ def _bytes(t: Tensor) -> int:
 def _in_chunks(chunks: Chunks, ctx, grad_spikes: Tensor, grad_final, into: Tensor | None):
     """As _whole, with the conv's output rebuilt for some samples at a time."""
     saved, norm = _Saved(ctx), ctx.kept.link
-    conv, affine = norm.kept.link, BatchNorm.affine(norm)
+    conv, affine = norm.kept.link, BatchNorm.affine(norm, norm.saved_tensors)
     steps, samples = ctx.kept.shape[:2]
     grad_x = into
     if grad_x is None:
@@ -169,8 +169,9 @@ def _input(ctx, saved):
     kept: Kept = ctx.kept
     link = kept.link
     if link is None or type(link)._forward_cls is not BatchNorm:
-        return value_of(ctx, kept, saved), None, None
-    made: Made = link.made
-    if kept.shape[2:] != made.shape[1:] or kept.stride[2:] != made.stride[1:]:  # the channels are somewhere else now
-        return value_of(ctx, kept, saved), None, None
-    return seen_as(Norm.input_of(link), made, kept), BatchNorm.affine(link), link
+        return value_of(kept, saved), None, None
+    z: Made = link.made
+    if kept.shape[2:] != z.shape[1:] or kept.stride[2:] != z.stride[1:]:  # the channels are somewhere else now
+        return value_of(kept, saved), None, None
+    of_norm = link.saved_tensors
+    return seen_as(Norm.input_of(link, of_norm), z, kept), BatchNorm.affine(link, of_norm), link

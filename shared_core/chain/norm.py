@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backends import tensor as kernels
 from ._chunks import Chunks
-from ._links import Chained, Made, keep, link_to, refuse_double_backward, value_of
+from ._links import Chained, keep, link_to, made, refuse_double_backward, value_of
 from ._ownership import sole_owner
 from .linear import Conv
 from .policy import Policy, worth_running_again
@@ -56,18 +56,18 @@ class Norm(Chained):
         ctx.levels = ctx.rebuilt = ctx.sums = ctx.chunks = None
 
     @staticmethod
-    def input_of(ctx) -> Tensor:
+    def input_of(ctx, saved) -> Tensor:
         """y. Rebuilt at most once a backward pass: the first to ask is the neuron, the last the norm."""
         if ctx.kept.link is None:
-            return value_of(ctx, ctx.kept)
+            return value_of(ctx.kept, saved)
         if ctx.rebuilt is None:
-            ctx.rebuilt = value_of(ctx, ctx.kept)
+            ctx.rebuilt = value_of(ctx.kept, saved)
         return ctx.rebuilt
 
     @staticmethod
-    def take_input(ctx) -> Tensor:
+    def take_input(ctx, saved) -> Tensor:
         """y, for the last who needs it."""
-        y, ctx.rebuilt = Norm.input_of(ctx), None
+        y, ctx.rebuilt = Norm.input_of(ctx, saved), None
         return y
 
 
@@ -82,18 +82,19 @@ class BatchNorm(Norm):
             invstd = (running_var.to(wide) + eps).rsqrt()  # in this precision, as Torch does
         ctx.training, ctx.eps = training, eps
         Norm.keep_input(ctx, y, policy, [weight, bias, mean, invstd])
-        ctx.made = Made.of(z)
+        ctx.made = made(z)
         return z
 
     @staticmethod
-    def affine(ctx) -> tuple[Tensor, Tensor]:
+    def affine(ctx, saved) -> tuple[Tensor, Tensor]:
         """(scale, shift) [C] such that z = fma(y, scale, shift)."""
-        weight, bias, mean, invstd = ctx.saved_tensors[:4]
+        weight, bias, mean, invstd = saved[:4]
         return kernels.folded(mean, invstd, weight, bias)
 
     @staticmethod
     def rebuild(ctx):
-        return kernels.normalise(BatchNorm.input_of(ctx), *BatchNorm.affine(ctx))
+        saved = ctx.saved_tensors
+        return kernels.normalise(BatchNorm.input_of(ctx, saved), *BatchNorm.affine(ctx, saved))
 
     @staticmethod
     def backward(ctx, *grads):
@@ -101,14 +102,15 @@ class BatchNorm(Norm):
         into = grads[0] if ctx.policy.count(sole_owner(grads)) else None
         sums = None
         if ctx.sums is not None:
-            made, sums = ctx.sums
-            sums = sums if made.is_seen_through(grads[0]) else None  # another consumer, or a hook, added to it
+            came, sums = ctx.sums
+            sums = sums if came.is_seen_through(grads[0]) else None  # another consumer, or a hook, added to it
         chunks, ctx.sums, ctx.chunks = ctx.chunks, None, None
         if chunks is not None:
             gradients = _backward_in_chunks(ctx, chunks, grads[0], into, sums)
         else:
-            weight, _, mean, invstd = ctx.saved_tensors[:4]
-            gradients = kernels.norm_backward(grads[0], Norm.take_input(ctx), mean, invstd, weight,
+            saved = ctx.saved_tensors
+            weight, _, mean, invstd = saved[:4]
+            gradients = kernels.norm_backward(grads[0], Norm.take_input(ctx, saved), mean, invstd, weight,
                                               training=ctx.training, into=into, sums=sums)
         return *(g if need else None for g, need in zip(gradients, ctx.needs_input_grad)), *(None,) * 6
 
@@ -138,20 +140,21 @@ class _GroupNorm(Norm):
         z, mean, invstd = torch.ops.aten.native_group_norm(y, weight, bias, *ctx.shape, eps)
         ctx.eps = eps
         Norm.keep_input(ctx, y, policy, [weight, bias, mean, invstd])
-        ctx.made = Made.of(z)
+        ctx.made = made(z)
         return z
 
     @staticmethod
     def rebuild(ctx):
-        weight, bias = ctx.saved_tensors[:2]
-        return torch.ops.aten.native_group_norm(Norm.input_of(ctx), weight, bias, *ctx.shape, ctx.eps)[0]
+        saved = ctx.saved_tensors
+        return torch.ops.aten.native_group_norm(Norm.input_of(ctx, saved), *saved[:2], *ctx.shape, ctx.eps)[0]
 
     @staticmethod
     def backward(ctx, grad):
         refuse_double_backward("chain.group_norm")
-        weight, _, mean, invstd = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors
+        weight, _, mean, invstd = saved[:4]
         grads = torch.ops.aten.native_group_norm_backward(
-            grad, Norm.take_input(ctx), mean, invstd, weight, *ctx.shape, list(ctx.needs_input_grad[:3]))
+            grad, Norm.take_input(ctx, saved), mean, invstd, weight, *ctx.shape, list(ctx.needs_input_grad[:3]))
         return *grads, None, None, None
 
 
@@ -161,18 +164,20 @@ class _LayerNorm(Norm):
         z, mean, invstd = torch.ops.aten.native_layer_norm(y, shape, weight, bias, eps)
         ctx.normalized, ctx.eps = shape, eps
         Norm.keep_input(ctx, y, policy, [weight, bias, mean, invstd])
-        ctx.made = Made.of(z)
+        ctx.made = made(z)
         return z
 
     @staticmethod
     def rebuild(ctx):
-        weight, bias = ctx.saved_tensors[:2]
-        return torch.ops.aten.native_layer_norm(Norm.input_of(ctx), ctx.normalized, weight, bias, ctx.eps)[0]
+        saved = ctx.saved_tensors
+        return torch.ops.aten.native_layer_norm(Norm.input_of(ctx, saved), ctx.normalized, *saved[:2], ctx.eps)[0]
 
     @staticmethod
     def backward(ctx, grad):
         refuse_double_backward("chain.layer_norm")
-        weight, bias, mean, invstd = ctx.saved_tensors[:4]
+        saved = ctx.saved_tensors
+        weight, bias, mean, invstd = saved[:4]
         grads = torch.ops.aten.native_layer_norm_backward(
-            grad, Norm.take_input(ctx), ctx.normalized, mean, invstd, weight, bias, list(ctx.needs_input_grad[:3]))
+            grad, Norm.take_input(ctx, saved), ctx.normalized, mean, invstd, weight, bias,
+            list(ctx.needs_input_grad[:3]))
         return *grads, None, None, None

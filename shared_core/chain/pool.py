@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import tensor as kernels
-from ._links import Chained, Made, keep, link_to, refuse_double_backward, value_of
+from ._links import Chained, keep, link_to, made, refuse_double_backward, value_of
 from .stamps import code_of
 
 __all__ = ["PoolOptions", "adaptive_avg_pool2d", "avg_pool2d", "max_pool2d"]
@@ -45,13 +45,13 @@ class _MaxPool(Chained):
         ctx.kept, ctx.options = keep(x, tensors, link=link), options
         ctx.save_for_backward(*tensors)
         y = _pooled(x, options)
-        ctx.made = Made.of(y)
+        ctx.made = made(y)
         ctx.levels = None if ctx.kept.code is None else ctx.kept.code.levels
         return y
 
     @staticmethod
     def rebuild(ctx):
-        return _pooled(value_of(ctx, ctx.kept), ctx.options)
+        return _pooled(value_of(ctx.kept, ctx.saved_tensors), ctx.options)
 
     @staticmethod
     def backward(ctx, grad):
@@ -60,7 +60,7 @@ class _MaxPool(Chained):
         if kept.code is not None:
             return kernels.max_pool2d_backward(grad, ctx.saved_tensors[kept.slot], kept.code, o.kernel, o.stride,
                                                o.padding, o.dilation, o.ceil_mode), None, None
-        x = value_of(ctx, kept)
+        x = value_of(kept, ctx.saved_tensors)
         _, indices = torch.ops.aten.max_pool2d_with_indices(x, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode)
         return torch.ops.aten.max_pool2d_with_indices_backward(
             grad, x, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode, indices), None, None

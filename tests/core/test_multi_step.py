@@ -220,9 +220,9 @@ def test_refused_with_what_was_passed_and_what_is_needed(case):
 
 
 def test_every_branch_of_the_check_has_a_case():
-    """A refusal added to functional._check without a case above turns this red."""
+    """A refusal added to functional.check without a case above turns this red."""
     shared = {"state of integers", "param would widen", "backend", "backend of another device"}  # same branch, or later
-    assert inspect.getsource(functional._check).count("raise MemextError") == len(set(REFUSED) - shared)
+    assert inspect.getsource(functional.check).count("raise MemextError") == len(set(REFUSED) - shared)
 
 
 def test_a_backend_asked_for_by_name_never_falls_back():
