@@ -31,13 +31,15 @@ def sole_owner(grads: tuple, index: int = 0) -> bool:
 
 
 def _may_write(g: Tensor) -> bool:
-    return (type(g) is Tensor or isinstance(g, FakeTensor)) and g.is_contiguous() and not g.requires_grad
+    plain = type(g) is Tensor or isinstance(g, FakeTensor)
+    return plain and g.numel() > 0 and g.is_contiguous() and not g.requires_grad
 
 
 def _counts(grads: tuple, index: int) -> tuple[int, ...]:
-    """Holders of the object, the tensor, its storage; and the same of the tensor it is a view of."""
-    own = (sys.getrefcount(grads[index]), grads[index]._use_count(),
-           torch._C._storage_Use_Count(grads[index].untyped_storage()._cdata))
+    """Holders of the object, the tensor, its storage's object, its storage; and of the tensor it is a view of."""
+    storage = grads[index].untyped_storage()
+    own = (sys.getrefcount(grads[index]), grads[index]._use_count(), sys.getrefcount(storage),
+           torch._C._storage_Use_Count(storage._cdata))
     if not grads[index]._is_view():
         return own
     base = grads[index]._base

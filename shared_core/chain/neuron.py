@@ -109,7 +109,7 @@ def _whole(ctx, grad_spikes: Tensor | None, grad_final, into: Tensor | None):
         ctx.spec, x, saved.state, saved.params, saved.anchors, grad_spikes, grad_final, (None,) * len(saved.state),
         *saved.needs, bits=saved.bits, affine=affine, into=into, sums=norm is not None)
     if norm is not None and sums[0] is not None:
-        norm.sums = Made.of(grad_x), sums[0]
+        BatchNorm.note_sums(norm, grad_x, sums[0])
     return grad_x, grad_state, grad_params
 
 
@@ -159,7 +159,8 @@ def _in_chunks(chunks: Chunks, ctx, grad_spikes: Tensor, grad_final, into: Tenso
         grad_x[:, chunk].copy_(g)
         parts.append(grad_state)
         grad_params = [g if total is None else total + g for total, g in zip(grad_params, of_params)]
-    norm.sums, norm.chunks = (Made.of(grad_x), sums), chunks
+    BatchNorm.note_sums(norm, grad_x, sums)
+    norm.chunks = chunks
     grad_state = [None if g[0] is None else torch.cat(g) for g in zip(*parts)]
     return grad_x, grad_state, grad_params
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..backends import tensor as kernels
 from ._chunks import Chunks
-from ._links import Chained, keep, link_to, made, refuse_double_backward, value_of
+from ._links import Chained, Made, keep, link_to, made, refuse_double_backward, value_of
 from ._ownership import sole_owner
 from .linear import Conv
 from .policy import Policy, worth_running_again
@@ -92,6 +92,20 @@ class BatchNorm(Norm):
         return kernels.folded(mean, invstd, weight, bias)
 
     @staticmethod
+    def note_sums(ctx, grad: Tensor, sums: Tensor) -> None:
+        """The neuron's kernel has taken the sums of the gradient it is about to return."""
+        ctx.sums = torch._C._current_graph_task_id(), Made.of(grad), sums
+
+    @staticmethod
+    def sums_of(ctx, grad: Tensor) -> Tensor | None:
+        """The noted sums if they are grad's: of this very backward pass (another's gradient may lie at the same
+        address), and nothing, such as a second consumer or a hook, has added to it."""
+        if ctx.sums is None:
+            return None
+        task, noted, sums = ctx.sums
+        return sums if task == torch._C._current_graph_task_id() and noted.is_seen_through(grad) else None
+
+    @staticmethod
     def rebuild(ctx):
         saved = ctx.saved_tensors
         return kernels.normalise(BatchNorm.input_of(ctx, saved), *BatchNorm.affine(ctx, saved))
@@ -100,10 +114,7 @@ class BatchNorm(Norm):
     def backward(ctx, *grads):
         refuse_double_backward("chain.batch_norm")
         into = grads[0] if ctx.policy.count(sole_owner(grads)) else None
-        sums = None
-        if ctx.sums is not None:
-            came, sums = ctx.sums
-            sums = sums if came.is_seen_through(grads[0]) else None  # another consumer, or a hook, added to it
+        sums = BatchNorm.sums_of(ctx, grads[0])
         chunks, ctx.sums, ctx.chunks = ctx.chunks, None, None
         if chunks is not None:
             gradients = _backward_in_chunks(ctx, chunks, grads[0], into, sums)
