@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import _operators, backends
+from . import _operators, _tape, backends
 from ._autograd import keep_inputs, run
 from .dynamics import IF, LIF, Dynamics, Leaky, ParametricLIF
 from .errors import MemextError
@@ -61,6 +61,11 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     check(where, dynamics, x, state, params, spike_dtype)
     # A single value may live on another device, as Torch allows it to.
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
+    tape = _tape.current()
+    if tape is not None and not (record or bits):  # a step of temporal.unroll
+        out = tape.step(dynamics, surrogate, spike_dtype, x, state, params)
+        if out is not None:
+            return MultiStep(out.spikes, out.final, (), None)
     if _operators.wanted((x, *state, *params)):
         out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, backend, x, state, params)
     else:

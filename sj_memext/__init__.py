@@ -4,14 +4,17 @@ neuron.py      FusedIFNode, FusedLIFNode, FusedParametricLIFNode: also spikingje
 klif.py        FusedKLIFNode: likewise
 surrogate.py   Rectangle, Triangle, Arctan: also spikingjelly.activation_based.surrogate....
 retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
+functional.py  multi_step_forward(x_seq, net, method=...), online_train_step(net, x_seq, loss_fn)
 """
 from shared_core import registry as _registry
+from shared_core import temporal as _temporal_core
 
-from . import _host, neuron, surrogate
+from . import _host, functional, neuron, surrogate
+from ._temporal import HOST as _HOST
 from .retrofit import NEURONS as _NEURONS
 from .retrofit import report, restore, retrofit, substitute
 
-__all__ = ["neuron", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
+__all__ = ["functional", "neuron", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
 
 
 def register() -> None:
@@ -23,6 +26,7 @@ def register() -> None:
     for entry in _NEURONS:
         _registry.register(entry)
     _registry.serve("spikingjelly", _host.neuron)
+    _temporal_core.register(_HOST)
 
 
 register()

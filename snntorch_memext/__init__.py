@@ -3,16 +3,19 @@
 neurons.py     FusedLeaky, FusedSynaptic: also snntorch.Fused...
 surrogate.py   rectangle, triangle, arctan: also snntorch.surrogate....
 retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
+backprop.py    BPTT, TBPTT, SLTT, SLTTK: an epoch each, as in snntorch.backprop
 """
 import snntorch as _snntorch
 
 from shared_core import registry as _registry
+from shared_core import temporal as _temporal_core
 
-from . import neurons, surrogate
+from . import backprop, neurons, surrogate
+from ._temporal import HOST as _HOST
 from .retrofit import NEURONS as _NEURONS
 from .retrofit import report, restore, retrofit, substitute
 
-__all__ = ["neurons", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
+__all__ = ["backprop", "neurons", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
 
 
 def register() -> None:
@@ -24,6 +27,7 @@ def register() -> None:
     for entry in _NEURONS:
         _registry.register(entry)
     _registry.serve("snntorch", _snntorch)
+    _temporal_core.register(_HOST)
 
 
 register()

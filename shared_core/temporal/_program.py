@@ -1,0 +1,159 @@
+"""A step function with everything it reads made explicit, so that it can be run again without anyone noticing.
+
+`step(x, *state)` reads parameters, buffers and hidden states. To rebuild a step in the backward pass, parameters are
+exchanged for aliases (their gradients are summed in the aliases, and the hooks of the parameters run once, at the end),
+buffers that the forward pass changed for copies (running statistics move once), and hidden states are set to what they
+were; afterwards every object holds what it held before.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .. import registry
+from ..errors import MemextError
+from ..retrofit import classify
+from ._captured import Place, captured
+from ._hosts import Cell, hosts
+
+__all__ = ["Program"]
+
+
+class Program:
+    """step: a Module or callable.  inputs: None, or the user's function t -> x, which may read parameters, too."""
+
+    def __init__(self, step: Callable, inputs: Callable | None = None):
+        self.step, self.hosts = step, hosts()
+        modules, places = captured(step)
+        if inputs is not None:
+            more = captured(inputs)
+            modules, places = modules + more[0], places + more[1]
+        self.named = list({m: name for root in modules for name, m in root.named_modules()}.items())
+        self.modules = [m for m, _ in self.named]
+        self._places = [*places, *(Place(m._parameters, name) for m in self.modules
+                                   for name, p in m._parameters.items() if p is not None and p.requires_grad)]
+        self.parameters: list[Tensor] = list({id(t): t for t in (place.get() for place in self._places)}.values())
+        self.cells = [Cell(host, m, name) for m in self.modules for host in self.hosts for name in host.states(m)]
+        for m, name in self.named:
+            for host in self.hosts:
+                host.check(m, name)
+        self.out_spec = self.state_spec = None
+
+    # ---- one step ----
+
+    def hidden(self) -> list:
+        return [cell.get() for cell in self.cells]
+
+    def run(self, x, states: Sequence, explicit: int) -> tuple[list[Tensor], list]:
+        """(outputs flat, states after). states: `explicit` ones that the step takes and returns, then hidden ones."""
+        for cell, value in zip(self.cells, states[explicit:]):
+            cell.set(value)
+        if explicit:
+            given = tree_unflatten(list(states[:explicit]), self.state_spec)
+            out = self.step(x, *given)
+            if not isinstance(out, tuple) or len(out) != 2:
+                raise MemextError(f"unroll: the step returned {_shown(out)}; with state= it must return two things, "
+                                  "(outputs, state): return (spk, mem2), (mem1, mem2)")
+            out, after = out
+            after, _ = tree_flatten(after if isinstance(after, tuple | list) else (after,))
+            if len(after) != explicit:
+                raise MemextError(f"unroll: the step returned {len(after)} states; {explicit} were given with state=")
+        else:
+            out, after = self.step(x), []
+        flat, self.out_spec = tree_flatten(out)
+        for t in flat:
+            if not isinstance(t, Tensor):
+                raise MemextError(f"unroll: the step returned {_shown(out)}; a tensor, or a tuple, list or dict of "
+                                  "tensors, is needed")
+        return flat, [*after, *self.hidden()]
+
+    def _stateful(self) -> set[nn.Module]:
+        """Neurons too that are handed their states: snnTorch's keep the last one all the same."""
+        neurons = {m for m in self.modules if any(host.framework.is_neuron(m) for host in self.hosts)}
+        return neurons | {cell.module for cell in self.cells}
+
+    # ---- running it again ----
+
+    @contextmanager
+    def ours(self) -> Iterator[None]:
+        """Neurons that have a fused counterpart are it, for a while: same values, and their spikes can be taped."""
+        changed = []
+        try:
+            for host in self.hosts:
+                table = registry.replacements(host.framework.name)
+                for m in self.modules:
+                    if type(m) in table and classify(host.framework, m, table)[0] is table[type(m)]:
+                        changed.append((host, m, type(m)))
+                        m.__class__ = table[type(m)]
+            yield
+        finally:
+            for host, m, cls in changed:
+                host.leave(m)
+                m.__class__ = cls
+
+    def versions(self) -> list[tuple[nn.Module, str, int]]:
+        """Of all buffers but hidden states; what a forward pass has changed is told by comparing two of these."""
+        hidden = {(cell.module, cell.name) for cell in self.cells}
+        return [(m, name, b._version) for m in self.modules for name, b in m._buffers.items()
+                if b is not None and not b.is_inference() and (m, name) not in hidden]
+
+    @contextmanager
+    def aside(self, changed: Sequence[tuple[nn.Module, str]]) -> Iterator[list[Tensor]]:
+        """Yields one alias per parameter, each a leaf; runs inside leave no trace.
+
+        changed: buffers (module, name) that a step writes to.
+        """
+        aliases = [p.detach().requires_grad_() for p in self.parameters]
+        by_id = {id(p): alias for p, alias in zip(self.parameters, aliases)}
+        undo: list[tuple[Callable, tuple]] = []
+        try:
+            for place in self._places:
+                value = place.get()
+                undo.append((place.set, (value,)))
+                place.set(by_id[id(value)])
+            copies: dict[int, Tensor] = {}
+            for m, name in changed:
+                value = m._buffers[name]
+                undo.append((m._buffers.__setitem__, (name, value)))
+                m._buffers[name] = copies.setdefault(id(value), value.clone())
+            for m in self._stateful():
+                undo.append((_put_back, (m, dict(m.__dict__), dict(m._buffers))))
+            for cell in self.cells:
+                undo.append((cell.set, (cell.get(),)))
+            yield aliases
+        finally:
+            for function, arguments in reversed(undo):
+                function(*arguments)
+
+
+def _put_back(module: nn.Module, attributes: dict, buffers: dict) -> None:
+    """Plain attributes and buffers as they were; the dictionaries that hold them are the module's own objects."""
+    for name in [name for name in module.__dict__ if name not in attributes]:
+        del module.__dict__[name]
+    module.__dict__.update(attributes)
+    module._buffers.update(buffers)
+
+
+def _shown(value) -> str:
+    if isinstance(value, tuple | list):
+        return f"{type(value).__name__} of {len(value)}"
+    return f"{type(value).__name__} {value!r:.60}"
+
+
+def leaf(value):
+    """A state that gradients can be asked of; what is no floating-point tensor, as it is."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.detach().requires_grad_()
+    return value
+
+
+def unchanged_mode(device: torch.device):
+    """Autocast as it is now, without its cache: it would serve a weight cast under no_grad where a gradient is due."""
+    if not torch.is_autocast_enabled(device.type):
+        return lambda: torch.autocast(device.type, enabled=False)
+    dtype = torch.get_autocast_dtype(device.type)
+    return lambda: torch.autocast(device.type, dtype=dtype, cache_enabled=False)
