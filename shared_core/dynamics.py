@@ -83,6 +83,23 @@ class Dynamics:
         """One step. x [N, *]; returns (emitted [N, *], state after)."""
         raise NotImplementedError
 
+    # ---- going back in time (temporal.unroll with tolerance) ----
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether `before` can solve a step for the state it started from."""
+        return False
+
+    def decay(self, params: tuple[Tensor, ...]) -> float:
+        """The smallest factor by which a state is carried to the next step; errors of `before` grow by its inverse."""
+        raise NotImplementedError
+
+    def before(self, after: tuple[Tensor, ...], x: Tensor, fired: Tensor, fired_before: Tensor,
+               params: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The state before a step, from the state after it, the input and the spikes (0 or 1) of this step and of the
+        one before. All [N, *]."""
+        raise NotImplementedError
+
     def to_json(self) -> str:
         return json.dumps([self.name, dataclasses.asdict(self)])
 
@@ -176,6 +193,16 @@ class IF(_SpikingJelly):
     def charge(self, x, v, params):
         return v + x
 
+    @property
+    def rewinds(self):
+        return self.v_reset is None
+
+    def decay(self, params):
+        return 1.0
+
+    def before(self, after, x, fired, fired_before, params):
+        return (after[0] + fired * self.v_th - x,)
+
 
 @register
 @dataclass(frozen=True)
@@ -198,6 +225,20 @@ class LIF(_SpikingJelly):
         if self.decay_input:
             return v + (x - d) / self.tau
         return v - d / self.tau + x
+
+    @property
+    def rewinds(self):
+        return self.v_reset is None
+
+    def decay(self, params):
+        return 1 - 1 / self.tau
+
+    def before(self, after, x, fired, fired_before, params):
+        h = after[0] + fired * self.v_th
+        if self.decay_input:
+            return (h + (h - x) / (self.tau - 1),)
+        y = h - x
+        return (y + y / (self.tau - 1),)
 
 
 @register
@@ -225,6 +266,17 @@ class ParametricLIF(_SpikingJelly):
         if self.decay_input:
             return v + (x - d) * q
         return v - d * q + x
+
+    @property
+    def rewinds(self):
+        return self.v_reset is None
+
+    def decay(self, params):
+        return 1 - float(params[0].max())
+
+    def before(self, after, x, fired, fired_before, params):
+        (q,), h = params, after[0] + fired * self.v_th
+        return ((h - x * q if self.decay_input else h - x) / (1 - q),)
 
 
 @register
@@ -333,6 +385,22 @@ class Leaky(_SnnTorch):
             u = beta * mem + x
         s, mem = self.fire(u, reset, threshold, spike)
         return s * scale, (mem,)
+
+    @property
+    def rewinds(self):
+        return self.reset_mechanism == "none" or (self.reset_mechanism == "subtract" and self.reset_delay)
+
+    def decay(self, params):
+        return float(params[0].min())
+
+    def before(self, after, x, fired, fired_before, params):
+        beta, threshold, _ = params
+        if self.reset_mechanism == "none":
+            return ((after[0] - x) / beta,)
+        mem = (after[0] + fired_before * threshold - x) / beta
+        # R is read off the state: one that fired must lie above the threshold, however the division rounds.
+        above = torch.nextafter(threshold, torch.full_like(threshold, torch.inf))
+        return (torch.where(fired_before > 0, torch.maximum(mem, above), torch.minimum(mem, threshold)),)
 
 
 @register

@@ -22,8 +22,9 @@ AT_ONCE = 8  # steps, for "auto" and "fast"
 
 
 def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: int | None = None, state=None,
-           final_state: str = "detached", steps_at_once: int | str = 1, every: int | None = None, skip: float = 0.0,
-           steps: Sequence[int] | None = None):
+           final_state: str = "detached", tolerance: float | None = None, steps_at_once: int | str = 1,
+           every: int | None = None, skip: float = 0.0, steps: Sequence[int] | None = None,
+           report: list[str] | None = None):
     """Calls a module once a step, and gives the gradient of all its outputs, without keeping the graph of all steps.
 
         out = unroll(net, x_seq)                                 # spiking neurons hold their states
@@ -42,12 +43,16 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
     num_steps: T, where x_seq does not say it.
     state: states that the step takes after x and returns, as a tuple; tensors, or nested tuples and dicts of them.
     final_state: states that modules hold are left "detached", or "attached": with their gradient to this sequence.
+    tolerance: with "reverse": solve for earlier states by division, which saves running the steps between two kept
+        states once more, where the relative error of gradients stays about within it (1e-5, say). None: never; states
+        are then found by running forward again, bit for bit.
     steps_at_once: 1; k: k steps side by side, for a chain of layers (a Sequential, or a module that says
         steps_at_once = True); "auto": 8 if one probe fires the same spikes, else 1; "fast": 8 where it can be done.
         Other shapes round otherwise, so "the same" is then plain BPTT in the same chunks.
     every: steps between two kept states; None: about sqrt(T).
     skip: with "checkpoint": the share of steps, those with the fewest spikes, that get no backward.
     steps: with "online": the steps that get a backward (SLTT-K); None: all.
+    report: a list, to which sentences are added that say how it was done.
 
     Returns every output of the step stacked, [T, *], in the structure in which the step returns them; with state=,
     (outputs, final state), both differentiable. Parameters get one gradient (their hooks run once), so do x_seq and
@@ -56,17 +61,19 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
         tensors; a tensor that learns and cannot be found; steps that cannot be merged; create_graph=True.
     """
     x, inputs, count, static = _sequence(x_seq, num_steps)
-    _check(method, final_state, steps_at_once, every, skip, steps, count)
+    _check(method, final_state, tolerance, steps_at_once, every, skip, steps, count)
     program = Program(step_module, inputs)
     explicit, start = _start(program, state)
     device = next((t.device for t in (x, *program.parameters) if t is not None), torch.device("cpu"))
     if method == "store":
         return _stored(program, x, inputs, count, static, start, explicit, state is not None, final_state)
     course = Course(program, count, static, inputs, explicit, device, whole=method == "checkpoint",
-                    carry=method != "online", taped=method != "checkpoint", skip=skip,
+                    carry=method != "online", taped=method != "checkpoint", skip=skip, tolerance=tolerance,
                     chosen=None if steps is None else frozenset(steps))
     _widen(course, steps_at_once, x, start)
     course.every = _units_between(course, every)
+    course.said.append(f"{method}: {course.units} times {course.width} steps, states kept every {course.every}"
+                       if tolerance is None else f"{method} within tolerance={tolerance:g}")
     tensors = [s for s in start if isinstance(s, Tensor)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors, *program.parameters) if t is not None):
         result: dict = {}
@@ -76,8 +83,10 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
         for i, s in zip(result["carried"], flat[len(outputs):]):
             final[i] = s
     else:
-        course.taped, course.every = False, course.units
+        course.taped, course.every, course.tolerance = False, course.units, None
         outputs, final = forward(course, x, start)
+    if report is not None:
+        report += course.said
     return _result(program, list(outputs), final, explicit, state is not None, final_state)
 
 
@@ -117,11 +126,14 @@ def _sequence(x_seq, num_steps):
     return None, x_seq, num_steps, False
 
 
-def _check(method, final_state, steps_at_once, every, skip, steps, count) -> None:
+def _check(method, final_state, tolerance, steps_at_once, every, skip, steps, count) -> None:
     if method not in METHODS:
         raise MemextError(f"unroll: method is {method!r}; allowed: {', '.join(METHODS)}")
     if final_state not in FINAL:
         raise MemextError(f"unroll: final_state is {final_state!r}; allowed: {', '.join(FINAL)}")
+    if tolerance is not None and (method != "reverse" or steps_at_once != 1 or not 0 < tolerance < 1):
+        raise MemextError(f"unroll: tolerance is {tolerance!r} with method={method!r} and steps_at_once="
+                          f"{steps_at_once!r}; a number between 0 and 1 is allowed, with method='reverse' and steps_at_once=1")
     whole = isinstance(steps_at_once, int) and not isinstance(steps_at_once, bool)
     if steps_at_once not in ("auto", "fast") and not (whole and steps_at_once >= 1):
         raise MemextError(f"unroll: steps_at_once is {steps_at_once!r}; a number, 'auto' or 'fast' is needed")

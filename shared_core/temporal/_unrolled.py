@@ -10,6 +10,7 @@ is handed to the step before.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .._tape import Tape
+from .._tape import Solved, Tape
 from ..errors import MemextError
+from . import _division
 from ._captured import leaves_of
 from ._program import Program, leaf, unchanged_mode
 
@@ -33,6 +35,7 @@ class Course:
     width: steps done at once.  every: units (of `width` steps) between two anchors.
     whole: rebuild from anchor to anchor in one graph (checkpoint), not step by step.
     carry: pass the gradient of the state on (False: online learning).  chosen: steps that get a backward; None: all.
+    tolerance: solve for earlier states where this bounds the error; None: never.  said: what was decided, in words.
     """
 
     program: Program
@@ -48,12 +51,17 @@ class Course:
     taped: bool = False
     chosen: frozenset[int] | None = None
     skip: float = 0.0
+    tolerance: float | None = None
     merged: object = nullcontext
     anchors: dict[int, list] = field(default_factory=dict)
     tape: Tape = field(default_factory=Tape)
     random: dict[int, tuple] = field(default_factory=dict)
     changed: list = field(default_factory=list)
     mode: object = None
+    final: list = field(default_factory=list)
+    solves: bool = False
+    said: list[str] = field(default_factory=list)
+    warned: bool = False
 
     @property
     def units(self) -> int:
@@ -84,7 +92,7 @@ class Course:
 
 def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor], list]:
     """Outputs [T, *] and final states, without a graph; what backward needs is left in the course."""
-    program, outputs = course.program, None
+    program, outputs, earlier = course.program, None, states
     course.mode = unchanged_mode(course.device)
     before, activity = program.versions(), []
     drawn = _random_state(course.device)
@@ -99,11 +107,27 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
             if not all(torch.equal(a, b) for a, b in zip(drawn, now)):
                 course.random[unit], drawn = drawn, now
             outputs = _put(outputs, out, course, unit)
+            if unit == 1 and course.tolerance is not None:
+                _try_division(course, earlier, states)
+            earlier = states
     after = {(m, name): version for m, name, version in program.versions()}
     course.changed = [(m, name) for m, name, version in before if after.get((m, name)) != version]
     if course.skip:
         course.chosen = _busiest(activity, course.skip)
+    course.tape.calls, course.final = [], states if course.solves else []
     return outputs, states
+
+
+def _try_division(course: Course, before: list, after: list) -> None:
+    """After the second step, which shows whose states these are."""
+    why = _division.why_not(course.tape, before, after)
+    every = 0 if why else _division.steps_between(course.tape, course.tolerance)
+    if every:
+        course.solves, course.every = True, every
+        course.said.append(f"division: states are solved for, one kept every {every} steps")
+    else:
+        course.said.append(f"replay: {why or f'division within tolerance={course.tolerance:g} would be of no use'}; a "
+                           f"state is kept every {course.every} steps")
 
 
 def _put(outputs, out: list[Tensor], course: Course, unit: int) -> list[Tensor]:
@@ -183,6 +207,8 @@ class _Backward:
     def chunk(self, units: list[int], carry: list) -> list:
         """The gradient of the state before these units, from that after them."""
         states = [self.course.anchors[units[0]]]
+        if self.course.solves and units[-1] > 0:
+            return self.divide(units, carry)
         if self.course.whole:
             return self.through(units, states[0], carry)
         with torch.no_grad():
@@ -192,16 +218,56 @@ class _Backward:
             carry = self.through([unit], states.pop(), carry)
         return carry
 
-    def again(self, unit: int, states: list, x):
+    def divide(self, units: list[int], carry: list) -> list:
+        """As chunk, from the states after the last unit back."""
         course = self.course
+        anchor, after = course.anchors[units[0]], course.anchors.get(units[-1] + 1, course.final)
+        for unit in reversed(units):
+            if unit == 0:
+                return self.through([0], anchor, carry)
+            known = anchor if unit == units[0] else None
+            carry, after = self.through([unit], after, carry, known)
+        return carry
+
+    def again(self, unit: int, states: list, x, solved: Solved | None = None):
+        course, mode = self.course, nullcontext()
         if unit in course.random:
             _set_random_state(course.device, course.random[unit])
-        with course.tape.giving(unit) if course.taped and course.width == 1 else nullcontext():
+        if course.taped and course.width == 1:
+            mode = course.tape.giving(unit) if solved is None else course.tape.solving(unit, solved)
+        with mode:
             return course.run(x, states, unit)
 
-    def through(self, units: list[int], states: list, carry: list) -> list:
+    def solved(self, after: list, known: list | None) -> Solved | None:
+        """For states given as those after a step. known: those before it, where they were kept."""
+        if known is None:
+            return Solved()
+        return Solved({id(s): k for s, k in zip(after, known) if isinstance(k, Tensor)})
+
+    def solution(self, unit: int, states: list, leaves: list, solved: Solved) -> tuple[list, list]:
+        """(gradients of the states before the step, these states)"""
         course = self.course
+        if any(s.grad is not None for s in leaves if isinstance(s, Tensor) and s.is_leaf):
+            raise MemextError(f"unroll: step {unit} reads a neuron's state outside of the neuron, and division has "
+                              "only the state after the step; use tolerance=None (replay)")
+        limit = 10 * course.tolerance
+        if solved.error > limit and not course.warned:
+            course.warned = True
+            warnings.warn(f"unroll: a state that was solved for is {solved.error:.1e} from the one kept at step "
+                          f"{unit}; more than {limit:.1e} puts the gradient in doubt: use tolerance=None (replay)",
+                          RuntimeWarning, stacklevel=2)
+        before = [solved.before.get(id(s), p) for s, p in zip(leaves, states)]
+        return [b.grad if isinstance(b, Tensor) and b.is_leaf else None for b in before], [_kept(b) for b in before]
+
+    def through(self, units: list[int], states: list, carry: list, *known):
+        """Rebuilds these units in one graph, and runs it backward.
+
+        states: those before the first unit; returns their gradients. With `known` (see `solved`), one unit from the
+        states after it; returns (gradients of the states before it, these states).
+        """
+        course, solving = self.course, bool(known)
         leaves = now = [leaf(s) for s in states] if course.carry else states
+        solved = self.solved(leaves, known[0]) if solving else None
         roots, gradients, inputs = [], [], []
         with torch.enable_grad():
             for unit in units:
@@ -210,10 +276,9 @@ class _Backward:
                     continue
                 x = self.x
                 if self.grad_x is not None:
-                    x = self.x.detach().requires_grad_() if course.static else \
-                        _OneRow(self.x, course.range(unit))
+                    x = self.x.detach().requires_grad_() if course.static else _OneRow(self.x, course.range(unit))
                     inputs.append(x)
-                out, now = self.again(unit, now, x)
+                out, now = self.again(unit, now, x, solved)
                 for o, g in zip(out, self.grad_out):
                     if g is not None and o.requires_grad:
                         roots.append(o)
@@ -223,19 +288,25 @@ class _Backward:
                     roots.append(s)
                     gradients.append(g)
             into = [s for s in leaves if isinstance(s, Tensor) and s.requires_grad] if course.carry else []
+            into += list(solved.before.values()) if solving else []
             into += [x.rows if isinstance(x, _OneRow) else x for x in inputs] + self.aliases
             if roots and into:
                 self.check(roots, into)
                 torch.autograd.backward(roots, gradients, inputs=into)
+        self.add_to_x(inputs)
+        if solving:
+            return self.solution(units[0], states, leaves, solved)
+        if not course.carry:
+            return [None] * len(states)
+        return [s.grad if isinstance(s, Tensor) and s.is_leaf else None for s in leaves]
+
+    def add_to_x(self, inputs: list) -> None:
         for x in inputs:
             if isinstance(x, _OneRow):
                 if x.rows.grad is not None:
                     self.grad_x[x.at].copy_(x.rows.grad)
             elif x.grad is not None:
                 self.grad_x.add_(x.grad)
-        if not course.carry:
-            return [None] * len(states)
-        return [s.grad if isinstance(s, Tensor) and s.is_leaf else None for s in leaves]
 
     def over(self, unit: int, states: list) -> list:
         """A step without a backward: its state moves on, and the gradient of the state passes straight over it."""
