@@ -1,4 +1,4 @@
-"""Spikes of single steps, kept as bits when a step is first run and given again when it is rebuilt.
+"""Spikes of the steps of a sequence, kept as bits when a step is first run and given again when it is rebuilt.
 
 Every fused neuron calls functional.multi_step, in both frameworks and in both coding styles; within one step of a
 module the calls come in the same order each time, so the i-th call of step t finds its bits by (t, i). A rebuilt
@@ -6,7 +6,8 @@ potential may be an ulp off (another order of additions on a GPU, or a state tha
 whether it fires it may answer otherwise: one flip is a wrong gradient. So a rebuilt neuron is never asked.
 
 Three ways to run a step: `recording` (first run), `giving` (from the state before it), `solving` (from the state after
-it: the state before is computed by division, Dynamics.before).
+it: the state before is computed by division, Dynamics.before). Where steps are done several at once, "step" means the
+k of them together, and a call has T = k.
 """
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class Solved:
 
 
 class Tape:
-    """bits[t][i]: of the i-th call in step t, uint8 [1, ceil(N / 8)]; None: the call could not be taped."""
+    """bits[t][i]: of the i-th call in step t, uint8 [T, ceil(N / 8)]; None: the call could not be taped."""
 
     def __init__(self):
         self.bits: list[list[Tensor | None]] = []
@@ -100,22 +101,22 @@ class Tape:
             _current.reset(token)
             self._given, self._solved = None, None
 
-    def step(self, dynamics, surrogate, spike_dtype, x: Tensor, state, params) -> Outputs | None:
-        """One call of functional.multi_step with T = 1; None: it is to run as ever."""
+    def step(self, dynamics, surrogate, spike_dtype, record: bool, x: Tensor, state, params) -> Outputs | None:
+        """One call of functional.multi_step; None: it is to run as ever."""
         backend = backends.choose(dynamics, surrogate, x.device, "auto")
-        fits = backend is not reference and surrogate.fn is None and x.shape[0] == 1
-        spec = Spec(dynamics, surrogate, spike_dtype, False, True)
+        fits = backend is not reference and surrogate.fn is None
+        spec = Spec(dynamics, surrogate, spike_dtype, record, True)
         i, self._count = self._count, self._count + 1
         if self._given is None:
             return self._record(spec, backend, x, state, params) if fits else self._pass_by()
         bits = self._given[i] if i < len(self._given) else None
         if bits is None or not fits:
             return None
-        after = None
+        states = None
         if self._solved is not None:
-            after, state = state, self._solve(dynamics, x, state, params, bits, self._earlier[i])
-        flat = _Rebuilt.apply(spec, backend, bits, after, x, *state, *params)
-        return Outputs(flat[0], flat[1:1 + len(dynamics.states)])
+            state, states = self._solve(dynamics, x, state, params, bits, self._earlier[i])
+        flat, count = _Rebuilt.apply(spec, backend, bits, states, x, *state, *params), len(dynamics.states)
+        return Outputs(flat[0], flat[1:1 + count], flat[1 + count:])
 
     def _record(self, spec: Spec, backend, x, state, params) -> Outputs:
         out = backend.forward(spec, x, state, params, keep=False)
@@ -127,55 +128,58 @@ class Tape:
         self.bits[-1].append(None)
         self.calls.append(None)
 
-    def _solve(self, dynamics: Dynamics, x, after, params, bits, earlier) -> tuple[Tensor, ...]:
+    def _solve(self, dynamics: Dynamics, x, after, params, bits, earlier) -> tuple[tuple[Tensor, ...], list]:
+        """(leaves for the states before these T steps, the states after each of them)"""
         solved, compute = self._solved, after[0].dtype
+        states = [tuple(s.detach() for s in after)]
         with torch.no_grad():
-            now, then = (_spikes(b, x, compute)[0] for b in (bits, earlier))
-            found = dynamics.before(tuple(s.detach() for s in after), x[0].detach().to(compute), now, then,
-                                    tuple(p.detach() for p in params))
-        for s, value in zip(after, found):
+            x, params = x.detach().to(compute), tuple(p.detach() for p in params)
+            fired = [*_spikes(earlier[-1:], x[:1], compute), *_spikes(bits, x, compute)]
+            for t in reversed(range(x.shape[0])):
+                states.append(dynamics.before(states[-1], x[t], fired[t + 1], fired[t], params))
+        for s, value in zip(after, states.pop()):
             known = solved.known.get(id(s))
             if known is not None:
                 solved.error = max(solved.error, float((value - known).abs().max()))
                 value = known
             solved.before[id(s)] = value.detach().requires_grad_()
-        return tuple(solved.before[id(s)] for s in after)
+        return tuple(solved.before[id(s)] for s in after), states[::-1]
 
 
 def _spikes(bits: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 and 1, in the memory order in which the neurons of a step on x [1, *] lie."""
-    layout = layout_of(x)
-    like = layout.empty(1, dtype=dtype, device=torch.device("meta"))
+    """0 and 1 [T, *], in the memory order in which the neurons of a step on x [T, *] lie."""
+    like = layout_of(x).empty(x.shape[0], dtype=dtype, device=torch.device("meta"))
     return coding.decode(*coding.from_step_bits(bits, like))
 
 
 class _Rebuilt(torch.autograd.Function):
-    """A single step whose spikes are known.  after: the states after it, if they are known, too."""
+    """A step whose spikes are known.  states: those after each of its T steps, if they are known, too."""
 
     @staticmethod
-    def forward(ctx, spec, backend, bits, after, x, *tensors):
+    def forward(ctx, spec, backend, bits, states, x, *tensors):
         count = len(spec.dynamics.states)
         state, params = tensors[:count], tensors[count:]
-        if after is not None:
+        if states is not None:
             spikes = _spikes(bits, x, spec.dtype_of_spikes(x))
             if spec.dynamics.alphabet == "scaled":
                 spikes = spikes * params[-1].to(spikes.dtype)
-            out = Outputs(spikes, tuple(s.detach() for s in after))
+            final = tuple(s.clone() if spec.record else s.detach() for s in states[-1])  # outputs share no memory
+            out = Outputs(spikes, final, tuple(map(torch.stack, zip(*states))) if spec.record else ())
         else:
             out = backend.forward(spec, x, state, params, keep=True)
             if not torch.equal(out.bits, bits):
                 out = reference.loop(spec, x, state, params, _spikes(bits, x, torch.float32).bool())
         ctx.spec, ctx.backend = spec, backend
-        ctx.save_for_backward(x, *state, *params, bits)
+        ctx.save_for_backward(x, *state, *params, bits, out.anchors)
         ctx.set_materialize_grads(False)
-        return out.spikes, *out.final
+        return out.spikes, *out.final, *out.sequence
 
     @staticmethod
-    def backward(ctx, grad_spikes, *grad_final):
-        x, *tensors, bits = ctx.saved_tensors
+    def backward(ctx, grad_spikes, *grad_states):
+        x, *tensors, bits, anchors = ctx.saved_tensors
         count = len(ctx.spec.dynamics.states)
         needs = ctx.needs_input_grad[4:]
         grad_x, grad_state, grad_params = ctx.backend.backward(
-            ctx.spec, x, tensors[:count], tensors[count:], None, grad_spikes, grad_final, (None,) * count, needs[0],
-            needs[1:1 + count], needs[1 + count:], bits=bits)
+            ctx.spec, x, tensors[:count], tensors[count:], anchors, grad_spikes, grad_states[:count],
+            grad_states[count:] or (None,) * count, needs[0], needs[1:1 + count], needs[1 + count:], bits=bits)
         return None, None, None, None, grad_x, *grad_state, *grad_params

@@ -62,10 +62,10 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     # A single value may live on another device, as Torch allows it to.
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
     tape = _tape.current()
-    if tape is not None and not (record or bits):  # a step of temporal.unroll
-        out = tape.step(dynamics, surrogate, spike_dtype, x, state, params)
+    if tape is not None and not bits:  # a step of temporal.unroll
+        out = tape.step(dynamics, surrogate, spike_dtype, record, x, state, params)
         if out is not None:
-            return MultiStep(out.spikes, out.final, (), None)
+            return MultiStep(out.spikes, out.final, out.sequence, None)
     if _operators.wanted((x, *state, *params)):
         out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, backend, x, state, params)
     else:

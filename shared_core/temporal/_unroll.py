@@ -49,7 +49,7 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
     steps_at_once: 1; k: k steps side by side, for a chain of layers (a Sequential, or a module that says
         steps_at_once = True); "auto": 8 if one probe fires the same spikes, else 1; "fast": 8 where it can be done.
         Other shapes round otherwise, so "the same" is then plain BPTT in the same chunks.
-    every: steps between two kept states; None: about sqrt(T).
+    every: steps between two kept states, at most; None: about sqrt(T), or what tolerance allows.
     skip: with "checkpoint": the share of steps, those with the fewest spikes, that get no backward.
     steps: with "online": the steps that get a backward (SLTT-K); None: all.
     report: a list, to which sentences are added that say how it was done.
@@ -71,7 +71,9 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
                     carry=method != "online", taped=method != "checkpoint", skip=skip, tolerance=tolerance,
                     chosen=None if steps is None else frozenset(steps))
     _widen(course, steps_at_once, x, start)
-    course.every = _units_between(course, every)
+    course.every = course.most = None if every is None else max(1, every // course.width)
+    if every is None:
+        course.every = math.ceil(math.sqrt(course.units))
     course.said.append(f"{method}: {course.units} times {course.width} steps, states kept every {course.every}"
                        if tolerance is None else f"{method} within tolerance={tolerance:g}")
     tensors = [s for s in start if isinstance(s, Tensor)]
@@ -131,9 +133,12 @@ def _check(method, final_state, tolerance, steps_at_once, every, skip, steps, co
         raise MemextError(f"unroll: method is {method!r}; allowed: {', '.join(METHODS)}")
     if final_state not in FINAL:
         raise MemextError(f"unroll: final_state is {final_state!r}; allowed: {', '.join(FINAL)}")
-    if tolerance is not None and (method != "reverse" or steps_at_once != 1 or not 0 < tolerance < 1):
-        raise MemextError(f"unroll: tolerance is {tolerance!r} with method={method!r} and steps_at_once="
-                          f"{steps_at_once!r}; a number between 0 and 1 is allowed, with method='reverse' and steps_at_once=1")
+    if tolerance is not None and (method != "reverse" or not 0 < tolerance < 1):
+        raise MemextError(f"unroll: tolerance is {tolerance!r} with method={method!r}; a number between 0 and 1 is "
+                          "allowed, with method='reverse'")
+    if tolerance is not None and isinstance(steps_at_once, int) and steps_at_once > 32:
+        raise MemextError(f"unroll: steps_at_once is {steps_at_once} with tolerance={tolerance!r}; at most 32 is allowed "
+                          "then")
     whole = isinstance(steps_at_once, int) and not isinstance(steps_at_once, bool)
     if steps_at_once not in ("auto", "fast") and not (whole and steps_at_once >= 1):
         raise MemextError(f"unroll: steps_at_once is {steps_at_once!r}; a number, 'auto' or 'fast' is needed")
@@ -158,13 +163,6 @@ def _start(program: Program, state) -> tuple[int, list]:
         raise MemextError(f"unroll: state is {state!r:.80}; a tuple of tensors is needed, in the order in which the "
                           "step takes them after x")
     return len(flat), [*flat, *program.hidden()]
-
-
-def _units_between(course: Course, every: int | None) -> int:
-    if every is not None:
-        return max(1, every // course.width)
-    # Merged steps have their graph in chunks already; their states are few, and finding them again costs a pass.
-    return 1 if course.width > 1 else math.ceil(math.sqrt(course.units))
 
 
 def _widen(course: Course, steps_at_once: int | str, x, start: list) -> None:

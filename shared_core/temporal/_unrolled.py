@@ -35,7 +35,8 @@ class Course:
     width: steps done at once.  every: units (of `width` steps) between two anchors.
     whole: rebuild from anchor to anchor in one graph (checkpoint), not step by step.
     carry: pass the gradient of the state on (False: online learning).  chosen: steps that get a backward; None: all.
-    tolerance: solve for earlier states where this bounds the error; None: never.  said: what was decided, in words.
+    tolerance: solve for earlier states where this bounds the error; None: never.  most: `every` as the user set it.
+    said: what was decided, in words.
     """
 
     program: Program
@@ -52,6 +53,7 @@ class Course:
     chosen: frozenset[int] | None = None
     skip: float = 0.0
     tolerance: float | None = None
+    most: int | None = None
     merged: object = nullcontext
     anchors: dict[int, list] = field(default_factory=dict)
     tape: Tape = field(default_factory=Tape)
@@ -100,7 +102,7 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
         for unit in range(course.units):
             if unit % course.every == 0:
                 course.anchors[unit] = states
-            with course.tape.recording() if course.taped and course.width == 1 else nullcontext(), \
+            with course.tape.recording() if course.taped else nullcontext(), \
                     _activity(course, activity):
                 out, states = course.run(x, states, unit)
             now = _random_state(course.device)
@@ -121,10 +123,11 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
 def _try_division(course: Course, before: list, after: list) -> None:
     """After the second step, which shows whose states these are."""
     why = _division.why_not(course.tape, before, after)
-    every = 0 if why else _division.steps_between(course.tape, course.tolerance)
-    if every:
+    every = 0 if why else _division.steps_between(course.tape, course.tolerance) // course.width
+    every = min(every, course.most or every)
+    if every > 1:
         course.solves, course.every = True, every
-        course.said.append(f"division: states are solved for, one kept every {every} steps")
+        course.said.append(f"division: states are solved for, one kept every {every * course.width} steps")
     else:
         course.said.append(f"replay: {why or f'division within tolerance={course.tolerance:g} would be of no use'}; a "
                            f"state is kept every {course.every} steps")
@@ -233,7 +236,7 @@ class _Backward:
         course, mode = self.course, nullcontext()
         if unit in course.random:
             _set_random_state(course.device, course.random[unit])
-        if course.taped and course.width == 1:
+        if course.taped:
             mode = course.tape.giving(unit) if solved is None else course.tape.solving(unit, solved)
         with mode:
             return course.run(x, states, unit)
