@@ -137,8 +137,8 @@ def _check(method, final_state, tolerance, steps_at_once, every, skip, steps, co
         raise MemextError(f"unroll: tolerance is {tolerance!r} with method={method!r}; a number between 0 and 1 is "
                           "allowed, with method='reverse'")
     if tolerance is not None and isinstance(steps_at_once, int) and steps_at_once > 32:
-        raise MemextError(f"unroll: steps_at_once is {steps_at_once} with tolerance={tolerance!r}; at most 32 is allowed "
-                          "then")
+        raise MemextError(f"unroll: steps_at_once is {steps_at_once} with tolerance={tolerance!r}; at most 32 is "
+                          "allowed then")
     whole = isinstance(steps_at_once, int) and not isinstance(steps_at_once, bool)
     if steps_at_once not in ("auto", "fast") and not (whole and steps_at_once >= 1):
         raise MemextError(f"unroll: steps_at_once is {steps_at_once!r}; a number, 'auto' or 'fast' is needed")
