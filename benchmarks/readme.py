@@ -90,8 +90,41 @@ def memory_cpu() -> str:
     return markdown(["peak over base, MiB", "floor over base", *methods], table)
 
 
+def unroll_cpu() -> str:
+    """Peak and time of every method, with what was asked of it in brackets, and NO where it is not met."""
+    data = json.loads((RESULTS / "unroll_cpu.json").read_text())
+    asked = {(v["network"], v["T"], v["method"], v["figure"]): f" ({v['asked']}{'' if v['met'] else ': NO'})"
+             for v in data["asked"] if v["met"] is not None}
+    table = []
+    for row in data["rows"]:
+        start = [f"{row['network']}, T={row['T']}, {row['method']}"]
+        if "failed" in row:
+            table.append([*start, row["failed"], *[""] * 5])
+            continue
+
+        def of(figure, form, row=row):
+            if figure not in row:
+                return ""
+            return f"{row[figure]:{form}}" + asked.get((row["network"], row["T"], row["method"], figure), "")
+
+        table.append([*start, of("peak, MiB", ".1f"), of("peak of plain's", ".3f"), of("resident, MiB", ".1f"),
+                      of("kept, B", ".2f"), of("time of plain's", ".2f"), of("gradients unlike plain's", ".0e")])
+    return markdown([f"one training step through time, {data['threads']} threads (asked)", "peak, MiB", "of plain's",
+                     "resident, MiB", "kept, B per neuron and step", "time of plain's", "gradients unlike plain's"],
+                    table)
+
+
+def accuracy_unroll() -> str:
+    data = json.loads((RESULTS / "accuracy_unroll.json").read_text())
+    table = [[row["method"], f"{row['accuracy']:.2%}", f"{row['lowest']:.2%} to {row['highest']:.2%}",
+              f"{row['to BPTT'] * 100:+.2f}", f"{row['weights apart, highest']:.1e}"] for row in data["summary"]]
+    return markdown([f"human activities, T = {data['T']}, {data['summary'][0]['seeds']} seeds", "test accuracy",
+                     "seeds", "points to BPTT", "weights apart from BPTT's"], table)
+
+
 # A table is there once its results are.
-TABLES = {make.__name__: make for make in (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu)
+TABLES = {make.__name__: make for make in (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu,
+                                           accuracy_unroll)
           if (RESULTS / f"{make.__name__}.json").exists()}
 
 

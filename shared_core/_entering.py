@@ -100,6 +100,8 @@ def combined(before: type, ours: type) -> type:
     """
     if issubclass(ours, before):
         return ours
+    if issubclass(before, ours):  # it is ours already
+        return before
     namespace = {"__module__": before.__module__, "__reduce_ex__": _reduce_combined, "_memext_pair": (before, ours),
                  "__doc__": f"{before.__name__}, run as {ours.__name__}."}
     name = f"{ours.__name__}Of{before.__name__}"

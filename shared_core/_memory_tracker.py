@@ -130,6 +130,8 @@ class Tracker(TorchDispatchMode):
 
     def _open(self, storage, tensor, base=0):
         device = str(storage.device if tensor is None else tensor.device)
+        if device == "meta":  # a shape, and no memory
+            return
         with self.lock:
             self.events += 1
             category = "other" if base else self._category_of_newborn(tensor)

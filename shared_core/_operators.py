@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from . import backends
 from ._autograd import NO_FORWARD_MODE, traced
+from ._planning import is_planning
 from .backends import reference
 from .backends._call import BLOCK
 from .dynamics import DYNAMICS, Dynamics
@@ -39,8 +40,12 @@ def wanted(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a call with these tensors must go through the operators."""
     if torch.compiler.is_compiling():
         return True
-    if _functorch_active() or torch._C._len_torch_dispatch_stack():
-        return _functorch_active() or _traced()
+    if _functorch_active():
+        return True
+    if is_planning():  # the operators keep more than the autograd.Function that the planned step will take
+        return False
+    if torch._C._len_torch_dispatch_stack():
+        return _traced()
     return any(isinstance(t, FakeTensor) or (t is not None and t.is_meta) for t in tensors)
 
 
@@ -54,15 +59,15 @@ def _traced() -> bool:
 
 
 def run(dynamics: Dynamics, surrogate: Surrogate, spike_dtype: torch.dtype | None, record: bool, bits: bool,
-        backend: str, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor]) -> Outputs:
+        online: bool, backend: str, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor]) -> Outputs:
     """One call through the operator; opaque surrogates: the reference loop, traced."""
     if surrogate.fn is not None:
-        spec = Spec(dynamics, surrogate, spike_dtype, record, bits)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online)
         return traced(spec, x, state, params)
     fields = tuple(_fixed(getattr(dynamics, name)) for name in type(dynamics).__match_args__)
     surrogate_params = tuple(_fixed(p) for p in surrogate.params)
     text, name = _constants(dynamics.name, fields, surrogate.name, surrogate_params, spike_dtype, record, bits,
-                            x.device.type, backend)
+                            online, x.device.type, backend)
     present = [s for s in state if s is not None]
     given = [s is not None for s in state]
     if not torch.compiler.is_compiling() and _functorch_active():
@@ -82,10 +87,11 @@ def _fixed(value):
 
 
 def _constants(dynamics: str, fields: tuple, surrogate: str, surrogate_params: tuple[float, ...],
-               spike_dtype: torch.dtype | None, record: bool, bits: bool, device_type: str, backend: str
-               ) -> tuple[str, str]:
+               spike_dtype: torch.dtype | None, record: bool, bits: bool, online: bool, device_type: str,
+               backend: str) -> tuple[str, str]:
     """(spec as text, name of the backend). Plain values only, each of which a compiled graph is guarded on."""
-    spec = Spec(DYNAMICS[dynamics](*fields), Surrogate(surrogate, surrogate_params), spike_dtype, record, bits)
+    spec = Spec(DYNAMICS[dynamics](*fields), Surrogate(surrogate, surrogate_params), spike_dtype, record, bits,
+                online)
     if device_type == "meta":  # nothing will run: describe what the kernels of a real device would do
         fused = spec.dynamics.struct is not None and spec.surrogate.kernel_id is not None
         return spec.to_json(), "native" if fused and backend != "reference" else "reference"

@@ -16,6 +16,7 @@ from . import registry
 from ._entering import entered
 from ._plan_copy import fake_copy, fake_like, framework_reset
 from ._plan_law import Peak, largest_batch, law_batch, peak_of
+from ._plan_opaque import mark_spikes
 from ._plan_optimizer import OptimizerCost
 from ._plan_trace import Trace, trace
 from .errors import MemextError
@@ -120,13 +121,15 @@ class Planner:
                 if name != NATIVE:
                     self.adapter.retrofit(copied, name, **options)
             framework_reset(copied)
+            if self.native_on == "cpu":
+                mark_spikes(self._neurons(copied, ours=True))
             return copied
 
         inputs = lambda: [self._input(t, batch, steps) for t in self.inputs]  # noqa: E731
         replayed: list[nn.Module] = []
 
         def opaque(copied: nn.Module) -> list[nn.Module]:
-            replayed.extend(self._native_neurons(copied))
+            replayed.extend(self._neurons(copied, ours=False))
             return replayed
 
         try:
@@ -148,11 +151,12 @@ class Planner:
                 f"{str(problem)[:300]} (planning runs on tensors without values: code that asks for one, with .item() "
                 "or an `if`, cannot be planned; is the input's shape right?)") from problem
 
-    def _native_neurons(self, model: nn.Module) -> list[nn.Module]:
+    def _neurons(self, model: nn.Module, ours: bool) -> list[nn.Module]:
+        """Our neurons, or the framework's own, whose forward is their class's."""
         if self.adapter is None:
             return []
         is_neuron = self.adapter.FRAMEWORK.is_neuron
-        return [m for m in model.modules() if is_neuron(m) and not entered(m) and "forward" not in vars(m)]
+        return [m for m in model.modules() if is_neuron(m) and bool(entered(m)) == ours and "forward" not in vars(m)]
 
     def _shape(self, t: Tensor, batch: int, steps: int | None) -> torch.Size:
         shape = list(t.shape)

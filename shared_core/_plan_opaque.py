@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 from ._memory_graph import held_by_graph
 from ._plan_copy import fake_copy
 from ._plan_ledger import Ledger, default_device, watch
+from .chain._links import VIEWS
 from .chain._ownership import sole_owner
 
-__all__ = ["stand_in"]
+__all__ = ["mark_spikes", "stand_in"]
 
 _PLAIN = (str, int, float, bool, type(None), torch.dtype)
+_VIEWS = VIEWS | {"SelectBackward0", "UnbindBackward0"}  # between a neuron's spikes and the node that made them
 _SMALL = 64  # bytes; lines up to this size are numbers, not data
 
 
@@ -62,6 +64,30 @@ def stand_in(modules: Iterable[nn.Module], ledger: Ledger, device: str) -> None:
     recordings: dict[tuple, _Recording | None] = {}
     for module in modules:
         module.forward = _forward_of(module, module.forward, recordings, ledger, device)
+
+
+def mark_spikes(modules: Iterable[nn.Module]) -> None:
+    """Lets readers of these neurons' output (of a fake copy) know that it is spikes, where only its values would tell.
+
+    For steps on the CPU, which look at values: chain/stamps.py.
+    """
+    for module in modules:
+        module.forward = _marking(module.forward)
+
+
+def _marking(original):
+    def forward(*args, **kwargs):
+        out = original(*args, **kwargs)
+        spikes = out[0] if isinstance(out, tuple) else out
+        node = spikes.grad_fn if isinstance(spikes, Tensor) else None
+        while node is not None and node.name() in _VIEWS:
+            node = node.next_functions[0][0]
+        spec = getattr(node, "spec", None)
+        if spec is not None and spec.surrogate.alphabet == "binary":
+            node.levels = 1  # of its first output, as stamps.alphabet reads it
+        return out
+
+    return forward
 
 
 def _forward_of(module: nn.Module, original, recordings: dict, ledger: Ledger, device: str):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ._memory_graph import tensors_in
 from ._plan_ledger import BASE, END, Ledger, watch
 from ._plan_opaque import stand_in
+from ._planning import planning
 from .chain._ownership import _expected
 
 __all__ = ["Trace", "mean_of_outputs", "trace"]
@@ -63,7 +64,7 @@ def trace(prepare: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor
     _expected()  # is measured once per process, and not on tensors without memory
     ledger = Ledger()
     # Nothing is drawn from the user's random generators.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), watch(ledger, "cpu"):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), planning(), watch(ledger, "cpu"):
         model = prepare()
         stand_in(opaque(model), ledger, device)
         weights = _alive(ledger)

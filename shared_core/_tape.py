@@ -101,11 +101,12 @@ class Tape:
             _current.reset(token)
             self._given, self._solved = None, None
 
-    def step(self, dynamics, surrogate, spike_dtype, record: bool, x: Tensor, state, params) -> Outputs | None:
+    def step(self, dynamics, surrogate, spike_dtype, record: bool, online: bool, x: Tensor, state, params
+             ) -> Outputs | None:
         """One call of functional.multi_step; None: it is to run as ever."""
         backend = backends.choose(dynamics, surrogate, x.device, "auto")
         fits = backend is not reference and surrogate.fn is None
-        spec = Spec(dynamics, surrogate, spike_dtype, record, True)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, True, online)
         i, self._count = self._count, self._count + 1
         if self._given is None:
             return self._record(spec, backend, x, state, params) if fits else self._pass_by()

@@ -132,7 +132,7 @@ def _without_gaps(bits: Tensor, code: Code) -> Tensor:
     if neurons % 8 == 0 or steps <= 1:
         return bits.reshape(-1)
     if is_fake(bits):
-        return bits.newempty(code.nbytes)
+        return bits.new_empty(code.nbytes)
     whole = torch.empty(bits.numel() * 8, dtype=torch.bfloat16, device=bits.device)
     kernels.unpack(bits.reshape(-1), "bits", 1.0, whole)
     return kernels.pack(whole.view(steps, -1)[:, :neurons].reshape(-1), "bits", 1.0)

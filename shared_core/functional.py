@@ -36,7 +36,7 @@ class MultiStep(NamedTuple):
 
 def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | None = None,
                params: Sequence[Tensor] = (), *, surrogate: Surrogate, spike_dtype: torch.dtype | None = None,
-               record: bool = False, bits: bool = False, backend: str = "auto") -> MultiStep:
+               record: bool = False, bits: bool = False, online: bool = False, backend: str = "auto") -> MultiStep:
     """T steps of one layer of neurons.
 
     x: [T, *shape], T >= 1, float16/bfloat16/float32/float64, any strides. Half types are computed in float32.
@@ -44,6 +44,8 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     params: one tensor broadcastable to [*shape] per name in dynamics.params.
     spike_dtype: dtype of the emitted values; None: x's.  record: return the state after every step.
     bits: return the spikes packed as bits, written by the same kernel.
+    online: the gradient of SLTT (Meng et al. 2023, Eq. 12 and 13): the state before each step, the given one included,
+        is a constant, so nothing flows back in time.
     backend: "auto", "native" (CPU), "cuda" or "reference"; one asked for by name never falls back.
 
     Gradients: x, state, params; double backward through the reference. Forward-mode differentiation is refused.
@@ -59,17 +61,20 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     if state is None:
         state = (None,) * len(dynamics.states)
     check(where, dynamics, x, state, params, spike_dtype)
+    if online:
+        state = tuple(s if s is None else s.detach() for s in state)
+        online = x.shape[0] > 1  # of a single step, that was all
     # A single value may live on another device, as Torch allows it to.
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
     tape = _tape.current()
     if tape is not None and not bits:  # a step of temporal.unroll
-        out = tape.step(dynamics, surrogate, spike_dtype, record, x, state, params)
+        out = tape.step(dynamics, surrogate, spike_dtype, record, online, x, state, params)
         if out is not None:
             return MultiStep(out.spikes, out.final, out.sequence, None)
     if _operators.wanted((x, *state, *params)):
-        out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, backend, x, state, params)
+        out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, online, backend, x, state, params)
     else:
-        spec = Spec(dynamics, surrogate, spike_dtype, record, bits)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online)
         module = backends.choose(dynamics, surrogate, x.device, backend)
         out = run(spec, module, x, tuple(state), params)
     return MultiStep(out.spikes, out.final, out.sequence, out.bits)

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
+from typing import NoReturn
 
 from torch import nn
 
@@ -18,10 +19,13 @@ from . import registry
 from ._entering import Change, Entered, class_name, entered, leave, plain_type, put_back, why_left
 from .errors import MemextError
 
-__all__ = ["Framework", "Plan", "Report", "Retrofitter", "classify", "exchange_neurons"]
+__all__ = ["Framework", "Plan", "Report", "Retrofitter", "classify", "exchange_neurons", "neuron_changes",
+           "refuse_unchanged"]
 
 ALREADY = "already ours"
 REPORT = "_retrofitted_by_memext"  # {framework: {method: {module name: (class, why it was left)}}}, at the net's root
+ALTERNATIVES = frozenset(("neuron", "compress", "recompute", "auto"))  # one at a time; other methods add to them
+NOTES = "_decided_by_memext"  # {framework: [what the method decided]}, there, too
 NOT_CHANGED = "it can be changed, and is not: it was added or restored after the last retrofit, or is not part of it"
 ORDER = "retrofit first, then torch.compile, DistributedDataParallel or fully_shard"
 
@@ -51,10 +55,14 @@ class Report:
 
 @dataclass
 class Plan:
-    """What a method wants to do: changes to make, and (module, reason) for what it looked at and leaves."""
+    """What a method wants to do: changes to make, and (module, reason) for what it looked at and leaves.
+
+    notes: what it decided, for the report.
+    """
 
     changes: list[Change] = field(default_factory=list)
     skipped: list[tuple[str, nn.Module, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -91,13 +99,36 @@ class Retrofitter:
         """Changes `net` in place by `method` and returns it; see report(net) for what became of each neuron.
 
         Module objects, parameters, buffers, state_dict keys, hooks, training mode, device and dtype stay. A net inside
-        torch.compile or DistributedDataParallel is looked through. Calling it again is fine.
+        torch.compile or DistributedDataParallel is looked through. Calling it again is fine; of "neuron", "compress",
+        "recompute" and "auto", the new one takes the place of the one before.
         Raises MemextError: not a module; a sharded model; unknown method or option; nothing to change. The model is
         then as it was, as it is when a change fails half-way.
         """
         where = f"{self.framework.package}.retrofit"
         root = self._root(net, where)
-        plan = self._method(method, options, where)(root)
+        find, undone = self._method(method, options, where), []
+        kept = root.__dict__.get(REPORT, {})  # replaced, not filled: a shallow copy of the net shares it
+        mine = kept.get(self.framework.name, {})
+        if method in ALTERNATIVES and ALTERNATIVES.intersection(mine) - {method}:
+            undone = self._set_back(root, ALTERNATIVES.intersection(mine))
+            mine = {name: left for name, left in mine.items() if name not in ALTERNATIVES}
+        try:
+            plan = find(root)
+            self._make(plan, method, where)
+        except MemextError:
+            for module, record, values in reversed(undone):
+                Change("", module, record.ours, values).apply(self.framework.name, record.method)
+            if undone:
+                self.framework.joined([module for module, _, _ in undone])
+            raise
+        self.framework.touched(list(net.modules()))
+        left = {name: (plain_type(module).__name__, why) for name, module, why in plan.skipped}
+        root.__dict__[REPORT] = {**kept, self.framework.name: {**mine, method: left}}
+        self._note(root, plan.notes)
+        return net
+
+    def _make(self, plan: Plan, method: str, where: str) -> None:
+        """Makes all changes of a plan, or none."""
         done: list[tuple[nn.Module, type]] = []
         try:
             for change in plan.changes:
@@ -110,11 +141,20 @@ class Retrofitter:
             at = plan.changes[len(done)].name if len(done) < len(plan.changes) else "the framework's own records"
             raise MemextError(f"{where}: changing {at!r} failed ({type(problem).__name__}: {problem}); the "
                               "model is as it was") from problem
-        self.framework.touched(list(net.modules()))
-        left = {name: (plain_type(module).__name__, why) for name, module, why in plan.skipped}
-        kept = root.__dict__.get(REPORT, {})  # replaced, not filled: a shallow copy of the net shares it
-        root.__dict__[REPORT] = {**kept, self.framework.name: {**kept.get(self.framework.name, {}), method: left}}
-        return net
+
+    def _set_back(self, root: nn.Module, methods: frozenset[str]) -> list[tuple[nn.Module, Entered, dict]]:
+        """Undoes what retrofits of this root by these methods did; returns what it takes to do it again, newest first.
+
+        What was retrofitted as a part of the net, and what cannot be undone, stays.
+        """
+        undone = []
+        for module in root.modules():
+            while (records := entered(module)) and records[-1].method in methods and self._entered(module) \
+                    and self._why_left(module) is None:
+                values = {name: module.__dict__[name] for name in records[-1].attributes if name in module.__dict__}
+                self.framework.left([module])
+                undone.append((module, leave(module), values))
+        return undone
 
     def restore(self, net: nn.Module) -> nn.Module:
         """Undoes this framework's retrofits of `net` in place, and returns it: the same objects with their old classes.
@@ -169,7 +209,8 @@ class Retrofitter:
                 found.skipped.append((name, kind, "; ".join(dict.fromkeys(reasons))))
         told = {id(value): value for _, module, records in modules for record in records
                 for value in map(module.__dict__.get, record.attributes) if hasattr(value, "notes")}
-        found.notes = list(dict.fromkeys(note for value in told.values() for note in value.notes()))
+        said = root.__dict__.get(NOTES, {}).get(self.framework.name, [])
+        found.notes = list(dict.fromkeys([*said, *(note for value in told.values() for note in value.notes())]))
         return found
 
     def _entered(self, module: nn.Module) -> list[Entered]:
@@ -186,6 +227,12 @@ class Retrofitter:
         kept = {name: notes for name, notes in module.__dict__.pop(REPORT, {}).items() if name != self.framework.name}
         if kept:
             module.__dict__[REPORT] = kept
+        self._note(module, [])
+
+    def _note(self, module: nn.Module, notes: list[str]) -> None:
+        known = {name: said for name, said in module.__dict__.pop(NOTES, {}).items() if name != self.framework.name}
+        if known or notes:
+            module.__dict__[NOTES] = {**known, **({self.framework.name: notes} if notes else {})}
 
     def _root(self, net: nn.Module, where: str, sharded: bool = False) -> nn.Module:
         """The user's own module inside torch.compile, DistributedDataParallel and their like."""
@@ -220,6 +267,19 @@ def exchange_neurons(framework: Framework, net: nn.Module, skip: Sequence[str] |
     skip: names of modules to leave ("layer1.lif"), or patterns ("layer1.*"), as a list; None for none.
     Raises MemextError if a name in `skip` fits no neuron, or if the net has no neuron that can be changed.
     """
+    plan, already = neuron_changes(framework, net, skip)
+    if not plan.changes and not already:
+        refuse_unchanged(framework, net, plan)
+    return plan
+
+
+def refuse_unchanged(framework: Framework, net: nn.Module, plan: Plan) -> NoReturn:
+    raise MemextError(f"{framework.package}.retrofit: no neuron of this {type(net).__name__} can be changed. "
+                      f"{_whats_there(plan, net)}")
+
+
+def neuron_changes(framework: Framework, net: nn.Module, skip: Sequence[str] | None) -> tuple[Plan, int]:
+    """As exchange_neurons, without a refusal where nothing is to be changed: (plan, number that are ours already)."""
     where = f"{framework.package}.retrofit"
     skip = () if skip is None else skip
     if not isinstance(skip, list | tuple | set | frozenset) or not all(isinstance(pattern, str) for pattern in skip):
@@ -240,9 +300,7 @@ def exchange_neurons(framework: Framework, net: nn.Module, skip: Sequence[str] |
             plan.changes.append(Change(_shown(names[0]), module, ours))
         else:
             plan.skipped.append((_shown(names[0]), module, reason))
-    if not plan.changes and not already:
-        raise MemextError(f"{where}: no neuron of this {type(net).__name__} can be changed. {_whats_there(plan, net)}")
-    return plan
+    return plan, already
 
 
 def classify(framework: Framework, module: nn.Module, table: Mapping[type, type] | None = None

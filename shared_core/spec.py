@@ -19,6 +19,7 @@ __all__ = ["Outputs", "Spec"]
 class Spec:
     """dynamics, surrogate: what runs.  spike_dtype: dtype of the emitted values, None = the input's.
     record: return every state after every step.  bits: return the spikes packed, too.
+    online: the state before each step is a constant in the gradient (SLTT); that of the initial state is zero.
     """
 
     dynamics: Dynamics
@@ -26,6 +27,7 @@ class Spec:
     spike_dtype: torch.dtype | None = None
     record: bool = False
     bits: bool = False
+    online: bool = False
 
     def dtype_of_spikes(self, x: Tensor) -> torch.dtype:
         return self.spike_dtype or x.dtype
@@ -39,14 +41,14 @@ class Spec:
             raise ValueError(f"surrogate {self.surrogate.name!r} is a Python function, not an entry of the table")
         dtype = str(self.spike_dtype).removeprefix("torch.") if self.spike_dtype else None
         return json.dumps([self.dynamics.to_json(), self.surrogate.name, self.surrogate.params, dtype,
-                           self.record, self.bits])
+                           self.record, self.bits, self.online])
 
     @staticmethod
     @lru_cache(maxsize=1024)
     def from_json(text: str) -> Spec:
-        dynamics, name, params, dtype, record, bits = json.loads(text)
+        dynamics, name, params, dtype, *flags = json.loads(text)
         return Spec(Dynamics.from_json(dynamics), Surrogate(name, tuple(params)),
-                    getattr(torch, dtype) if dtype else None, record, bits)
+                    getattr(torch, dtype) if dtype else None, *flags)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 neuron.py      FusedIFNode, FusedLIFNode, FusedParametricLIFNode: also spikingjelly.activation_based.neuron.Fused...
 klif.py        FusedKLIFNode: likewise
+sltt.py        SLTTLIFNode (in the framework: FusedSLTTLIFNode): the gradient without its temporal path, both step modes
 surrogate.py   Rectangle, Triangle, Arctan: also spikingjelly.activation_based.surrogate....
 retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
 functional.py  multi_step_forward(x_seq, net, method=...), online_train_step(net, x_seq, loss_fn)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from shared_core import temporal
 from shared_core.errors import MemextError
 
-from ._host import base
+from ._host import base, layer
 from .retrofit import FRAMEWORK
 
 __all__ = ["HOST"]
@@ -32,4 +32,5 @@ def _check(module: nn.Module, name: str) -> None:
                           "in step mode 'm', use retrofit(net, 'recompute'))")
 
 
-HOST = temporal.Host(FRAMEWORK, _states, lambda m, name: m._memories[name], _set, _sequence, check=_check)
+HOST = temporal.Host(FRAMEWORK, _states, lambda m, name: m._memories[name], _set, _sequence,
+                     pools=(layer.MaxPool2d,), check=_check)

@@ -45,7 +45,7 @@ from ._host import functional, neuron
 from ._host import surrogate as host_surrogate
 from .surrogate import from_spikingjelly
 
-__all__ = ["FusedIFNode", "FusedLIFNode", "FusedParametricLIFNode", "overrides"]
+__all__ = ["FusedIFNode", "FusedLIFNode", "FusedParametricLIFNode", "SLTTLIFNode", "overrides"]
 
 # What a subclass may define that changes what the neuron computes. The neuronal_* methods are of SpikingJelly
 # 0.0.0.0.x; 2.0.0 never calls them on these classes.
@@ -80,6 +80,7 @@ class _Fused:
     """What the fused classes share. Stands before the framework's class in the MRO."""
 
     _kind: ClassVar[type[dynamics.Dynamics]]
+    _online: ClassVar[bool] = False  # the gradient of SLTT (sltt.py)
 
     def __init__(self, *args, backend: str | None = None, **kwargs):
         if backend is not None:
@@ -180,9 +181,11 @@ class _Fused:
             v = self._initial(v, x_seq[0], kind.resting)
         policy = self.__dict__.get(NEURON_POLICY)  # set by the retrofit methods "compress" and "recompute"
         if policy is None:
-            out = multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record)
+            out = multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record,
+                             online=self._online)
         else:
-            out = chain.multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record, policy=policy)
+            out = chain.multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record, policy=policy,
+                                   online=self._online)
         return out.spikes, out.state[0], out.sequence[0] if record else None
 
     def _given(self, inputs, states):
@@ -337,3 +340,6 @@ def _say(key: str, text: str) -> None:
     if key not in _said:
         _said.add(key)
         warnings.warn(text, RuntimeWarning, stacklevel=4)
+
+
+from .sltt import SLTTLIFNode  # noqa: E402  it is made of what stands above

@@ -32,7 +32,8 @@ FUSED_IF = _entry("FusedIFNode", "IFNode", "IF")
 FUSED_LIF = _entry("FusedLIFNode", "LIFNode", "LIF")
 FUSED_PARAMETRIC_LIF = _entry("FusedParametricLIFNode", "ParametricLIFNode", "ParametricLIF")
 FUSED_KLIF = _entry("FusedKLIFNode", "KLIFNode", "KLIF", "klif")
-NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF)
+FUSED_SLTT = _entry("FusedSLTTLIFNode", "SLTTLIFNode", "LIF", "sltt")
+NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF, FUSED_SLTT)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -55,7 +56,7 @@ retrofit, restore, report = _retrofitter.retrofit, _retrofitter.restore, _retrof
 
 
 def substitute(method: str = "neuron"):
-    """Context manager and decorator: IFNode, LIFNode, ParametricLIFNode and KLIFNode constructed inside are ours.
+    """Context manager and decorator: IFNode, LIFNode, ParametricLIFNode, KLIFNode and SLTTLIFNode made inside are ours.
 
     Yields a shared_core.retrofit.Report that fills up. However the classes were imported, only constructions in this
     thread are affected, and the classes are untouched afterwards. Raises MemextError: another method than "neuron".

@@ -181,8 +181,11 @@ class _Forced(torch.autograd.Function):
 
 
 def oracle(d: Dynamics, x: Tensor, state: Sequence[Tensor | None] | None, params: Sequence[Tensor],
-           sg=SURROGATES[0], record: bool = False) -> Run:
-    """Plain float64 autograd. Each decision to fire is that of a float32 (for float64 input: float64) run."""
+           sg=SURROGATES[0], record: bool = False, online: bool = False) -> Run:
+    """Plain float64 autograd. Each decision to fire is that of a float32 (for float64 input: float64) run.
+
+    online: the state before each step is detached.
+    """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
     decisions: list[Tensor] = []
 
@@ -195,6 +198,8 @@ def oracle(d: Dynamics, x: Tensor, state: Sequence[Tensor | None] | None, params
         now = tuple(torch.full(x.shape[1:], r, dtype=x.dtype) if s is None else s for s, r in zip(state, d.rest))
         spikes, seen = [], []
         for x_t in x:
+            if online:
+                now = tuple(s.detach() for s in now)
             s, now = d.step(x_t, now, params, spike)
             spikes.append(s)
             seen.append(now)

@@ -275,7 +275,7 @@ def rates(net: nn.Module, x_seq, **options) -> list[float]:
     try:
         state, forward = options.pop("state", ()), options.pop("forward", None)
         random = torch.get_rng_state()
-        kept = {name: b.clone() for name, b in net.named_buffers() if "running" in name or "num_batches" in name}
+        kept = {name: b.clone() for name, b in net.named_buffers() if name in net.state_dict()}
         with torch.no_grad():
             plain(forward(net) if forward else net.step if state else net, x_seq, state, **options)
     finally:
@@ -303,7 +303,7 @@ def firing(net: nn.Module, x_seq, low: float = 0.1, high: float = 0.4, **options
                 shrink = shrink ** 0.5
             above, scale = now, shrink if now else 1 / shrink
             with torch.no_grad():
-                n.threshold.mul_(scale)
+                n.threshold.copy_((n.threshold * scale).float())  # snnTorch rounds to float32 in a float64 net, too
     assert_fire(net, x_seq, low, high, **options)
     return net
 

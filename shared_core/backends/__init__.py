@@ -10,6 +10,7 @@ from types import ModuleType
 
 import torch
 
+from .._planning import is_planning
 from ..dynamics import Dynamics
 from ..errors import MemextError
 from ..surrogate import Surrogate
@@ -42,7 +43,7 @@ def choose(dynamics: Dynamics, surrogate: Surrogate, device: torch.device, wante
     if wanted != "auto" and _FUSED.get(device.type) != wanted:
         reason = f"the tensors are on {device.type!r}"
     if reason is None:
-        return _module(_FUSED[device.type])
+        return _module("fake" if is_planning() else _FUSED[device.type])
     if wanted != "auto":
         raise MemextError(f"backend={wanted!r} was asked for, but {reason}; use backend='auto' or 'reference'")
     if reason not in _said:
@@ -56,6 +57,8 @@ def _module(name: str) -> ModuleType:
         from . import native as module
     elif name == "cuda":
         from . import cuda as module
+    elif name == "fake":
+        from . import fake as module
     else:
         from . import reference as module
     return module

@@ -7,6 +7,7 @@ from ctypes import c_double, c_int, c_longlong, c_void_p
 import torch
 
 BLOCK = 32  # kBlock
+ONLINE = 1  # kOnline
 MAX_STATES, MAX_PARAMS, MAX_CONSTANTS, MAX_SURROGATE_PARAMS, MAX_TRACE = 4, 8, 8, 4, 4
 TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 
@@ -19,7 +20,7 @@ class Call(ctypes.Structure):
     _fields_ = [
         ("steps", c_longlong), ("neurons", c_longlong),
         ("neuron", c_int), ("variant", c_int), ("surrogate", c_int), ("compute", c_int),
-        ("x_type", c_int), ("spike_type", c_int), ("threads", c_int), ("reserved", c_int),
+        ("x_type", c_int), ("spike_type", c_int), ("threads", c_int), ("flags", c_int),
         ("constants", c_double * MAX_CONSTANTS),
         ("surrogate_params", c_double * MAX_SURROGATE_PARAMS),
         ("rest", c_double * MAX_STATES),

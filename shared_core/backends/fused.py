@@ -15,7 +15,7 @@ from torch import Tensor
 from .._build import KERNELS
 from ..layout import Layout, layout_of
 from ..spec import Outputs, Spec
-from ._call import BLOCK, TYPES, Call, compute_dtype
+from ._call import BLOCK, ONLINE, TYPES, Call, compute_dtype
 from ._rebuilt import Rebuilt, channel_sums
 
 Run = Callable[[Call, str], None]
@@ -39,6 +39,7 @@ def _template(spec: Spec, dtype: torch.dtype) -> Call:
     call.neuron, call.variant = kernel_ids()[dynamics.struct], dynamics.variant
     call.surrogate, call.compute = spec.surrogate.kernel_id, TYPES[compute_dtype(dtype)]
     call.x_type, call.spike_type = TYPES[dtype], TYPES[spec.spike_dtype or dtype]
+    call.flags = ONLINE if spec.online else 0
     for i, value in enumerate(dynamics.constants):
         call.constants[i] = value
     for i, value in enumerate(spec.surrogate.params):

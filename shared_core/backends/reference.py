@@ -38,6 +38,7 @@ def loop(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequence
     values = tuple((p.reshape(()) if p.numel() == 1 else p).to(compute) for p in params)  # one value, of any rank
     spikes, recorded = [], []
     for x_t, fire_t in zip(x, fires):
+        now = tuple(s.detach() for s in now) if spec.online else now
         s, now = dynamics.step(x_t.to(compute), now, values, fire_t)
         spikes.append(s.to(spec.dtype_of_spikes(x)))
         recorded.append(now)

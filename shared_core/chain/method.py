@@ -7,7 +7,7 @@ from torch import nn
 
 from .._entering import Change, entered, plain_type, why_left
 from ..errors import MemextError
-from ..retrofit import ALREADY, Framework, Plan, exchange_neurons
+from ..retrofit import ALREADY, Framework, Plan, neuron_changes, refuse_unchanged
 from .modules import NORMS, PLAIN, POLICY
 from .policy import PREFERENCES, Policy
 
@@ -34,11 +34,13 @@ def recompute(framework: Framework, net: nn.Module, prefer: str = "balanced", sk
     if prefer not in PREFERENCES:
         raise MemextError(f"{framework.package}.retrofit: prefer is {prefer!r}; allowed: "
                           f"{', '.join(map(repr, PREFERENCES))}")
-    return _plan(framework, net, Policy("recompute", prefer), skip)
+    found = _plan(framework, net, Policy("recompute", prefer), skip)
+    found.notes.append(f"prefer={prefer!r}")
+    return found
 
 
 def _plan(framework: Framework, net: nn.Module, policy: Policy, skip: Sequence[str] | None) -> Plan:
-    plan = exchange_neurons(framework, net, skip)
+    plan, _ = neuron_changes(framework, net, skip)
     changing = {id(change.module): change for change in plan.changes}
     left = {id(module) for _, module, why in plan.skipped if why != ALREADY}
     table = {**PLAIN, **(NORMS if policy.chains else {}), **framework.layers}
@@ -51,6 +53,8 @@ def _plan(framework: Framework, net: nn.Module, policy: Policy, skip: Sequence[s
                                            {NEURON_POLICY: policy}))
         else:
             _layer(plan, name, module, policy, table)
+    if not plan.changes:
+        refuse_unchanged(framework, net, plan)
     plan.skipped = [entry for entry in plan.skipped if entry[2] != ALREADY]
     return plan
 
@@ -72,8 +76,7 @@ def _layer(plan: Plan, name: str, module: nn.Module, policy: Policy, table: dict
     if reason is not None:
         plan.skipped.append((name, module, reason))
         return
-    ours = cls if issubclass(cls, table[host]) else table[host]
-    plan.changes.append(Change(name, module, ours, {POLICY: policy}))
+    plan.changes.append(Change(name, module, table[host], {POLICY: policy}))
 
 
 def _definer(cls: type) -> type:

@@ -133,9 +133,7 @@ class ChainMaxPool2d(nn.MaxPool2d):
     def forward(self, input):
         if self.return_indices or not gains(input) or input.dim() != 4:
             return super().forward(input)
-        return _pool.max_pool2d(input, _pool.PoolOptions(
-            _pair(self.kernel_size), _pair(self.stride), _pair(self.padding), _pair(self.dilation), self.ceil_mode),
-            _policy(self).chains)
+        return _pool.max_pool2d(input, _pool.pool_of(self), _policy(self).chains)
 
 
 class ChainMaxPool1d(nn.MaxPool1d):

@@ -32,10 +32,13 @@ __all__ = ["multi_step"]
 
 
 def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor] = (), *,
-               surrogate: Surrogate, policy: Policy, record: bool = False) -> MultiStep:
+               surrogate: Surrogate, policy: Policy, record: bool = False, online: bool = False) -> MultiStep:
     """As functional.multi_step, which it calls where there is nothing to gain: no gradient asked for, states recorded,
     a surrogate without a kernel, a single step (whose potential is all it keeps), torch.compile."""
-    plain = lambda: functional.multi_step(dynamics, x, state, params, surrogate=surrogate, record=record)  # noqa: E731
+    plain = lambda: functional.multi_step(dynamics, x, state, params, surrogate=surrogate, record=record,  # noqa: E731
+                                          online=online)
+    if online:
+        state = tuple(s if s is None else s.detach() for s in state)
     tensors = [t for t in (x, *state, *params) if isinstance(t, Tensor)]
     if (record or surrogate.fn is not None or surrogate.random or surrogate.alphabet != "binary"
             or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
@@ -49,7 +52,7 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], pa
     if backend is reference:
         return plain()
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
-    spec = Spec(dynamics, surrogate, None, False, True)
+    spec = Spec(dynamics, surrogate, None, False, True, online)
     link = link_to(x) if policy.chains else None
     spikes, *final, bits = _Neuron.apply(spec, backend, policy, link, x, *state, *params)
     stamp(spikes, bits)

@@ -8,6 +8,10 @@ namespace memext {
 constexpr int kBlock = 32;       // time steps between two kept states: the backward pass goes block by block
 constexpr int kMaxStates = 4, kMaxParams = 8, kMaxConstants = 8, kMaxSurrogateParams = 4, kMaxTrace = 4;
 
+// Bits of Call::flags. kOnline: the state before each step is a constant (SLTT), so backward hands no gradient from a
+// step to the one before it, nor to the initial state.
+constexpr int kOnline = 1;
+
 enum Type : int { kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBFloat16 = 3 };
 
 // A tensor of R with one value per neuron, or fewer: neuron i reads data[(i / inner) % size].
@@ -21,7 +25,7 @@ struct Param {
 struct Call {
   long long steps, neurons;
   int neuron, variant, surrogate, compute;  // ids of neuron.h and surrogate.h; compute is kFloat32 or kFloat64
-  int x_type, spike_type, threads, reserved;
+  int x_type, spike_type, threads, flags;
   double constants[kMaxConstants];
   double surrogate_params[kMaxSurrogateParams];
   double rest[kMaxStates];                // initial state where `initial` is null

