@@ -61,7 +61,7 @@ def loss_and_gradients(net: nn.Module, x: Tensor, labels: Tensor, method: str) -
     """Mean over steps of the cross entropy of the membrane."""
     if method in (SLTT, SLTTK):
         return online_train_step(net, x, lambda out, t: cross_entropy(out[1], labels),
-                                 k=STEPS // 4 if method == SLTTK else None)[1]
+                                 k=STEPS // 4 if method == SLTTK else None, outputs=False)[1]
     if method == REVERSE:
         loss = cross_entropy(unroll(net, x, "reverse")[1].flatten(0, 1), labels.repeat(len(x)))
     else:

@@ -97,7 +97,6 @@ class Training:
         if case.network == "conv_leaky":  # events; images stay as they are
             self.x = (self.x < DENSITY).float()
         self.labels = torch.randint(CLASSES, (case.batch,))
-        self.returned = 0  # bytes of outputs that a step of SLTT gave back, for every time step
 
     def step(self) -> Tensor:
         self.rest()
@@ -136,10 +135,8 @@ class Training:
         steps, method = self.case.steps, self.case.method
         if method in (SLTT, SLTTK):
             chosen = max(1, steps // 4) if method == SLTTK else None
-            outputs, loss = online_train_step(self.net, self.x,
-                                              lambda out, t: cross_entropy(score(out), self.labels), k=chosen)
-            self.returned = sum(o.nbytes for o in (outputs if isinstance(outputs, tuple) else (outputs,)))
-            return loss
+            return online_train_step(self.net, self.x, lambda out, t: cross_entropy(score(out), self.labels), k=chosen,
+                                     outputs=False)[1]
         if method in UNROLL:
             out = score(unroll(self.net, self.x, **UNROLL[method]))
             return cross_entropy(out.flatten(0, 1), self.labels.repeat(steps))

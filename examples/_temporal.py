@@ -163,6 +163,9 @@ def draw(task: Task, growth: list[dict], batch: int, path: Path) -> None:
         line = [row for row in growth if row["method"] == method]
         axes.plot([row["T"] for row in line], [row["peak_mib"] for row in line], marker="o", color=color, label=method)
     axes.set(xlabel="time steps", ylabel="peak of live tensors over base, MiB", xscale="log", yscale="log")
+    lengths = sorted({row["T"] for row in growth})
+    axes.set_xticks(lengths, [str(steps) for steps in lengths])
+    axes.minorticks_off()
     axes.set_title(f"{task.framework}: memory of a training step, batch {batch}", fontsize=10)
     axes.grid(linewidth=0.4, alpha=0.6)
     axes.legend(frameon=False)

@@ -77,7 +77,8 @@ def SLTT(net: nn.Module, dataloader: Iterable, optimizer, criterion: Callable, n
             return _loss(criterion, regularization, tuple(o.unsqueeze(0) for o in out), targets, slice(t, t + 1))
 
         optimizer.zero_grad()
-        _, loss = online_train_step(net, x.expand(count, *x.shape) if static else x, of_step, k=K)
+        _, loss = online_train_step(net, x.expand(count, *x.shape) if static else x, of_step, k=K,
+                                    outputs=False)
         optimizer.step()
         total, batches = total + loss, batches + 1
     return _mean(total, batches)

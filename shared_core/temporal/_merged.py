@@ -34,7 +34,7 @@ def why_not(program: Program, explicit: int) -> str | None:
     def look(m: nn.Module, name: str) -> str | None:
         if getattr(m, _SAYS_SO, False) or m in stateful:
             return None
-        if isinstance(m, nn.Sequential):
+        if isinstance(m, nn.Sequential) and type(m).forward is nn.Sequential.forward:
             inside = (look(child, f"{name}.{n}".strip(".")) for n, child in m.named_children())
             return next((why for why in inside if why), None)
         still = isinstance(m, nn.modules.batchnorm._BatchNorm | nn.modules.dropout._DropoutNd) and not m.training
@@ -48,6 +48,8 @@ def why_not(program: Program, explicit: int) -> str | None:
 def merging(program: Program) -> Callable:
     """A context manager, called with k: inside, the program's module takes k steps side by side."""
     hosts = {cell.module: cell.host for cell in program.cells}
+    for inner in {child for m in hosts for child in m.modules() if child is not m}:
+        hosts.pop(inner, None)  # called step by step by the one around it
 
     @contextmanager
     def merged(k: int) -> Iterator[None]:

@@ -19,13 +19,14 @@ __all__ = ["online_train_step"]
 
 
 def online_train_step(net: nn.Module, x_seq: Tensor, loss_fn: Callable[[object, int], Tensor], k: int | None = None,
-                      steps: Sequence[int] | None = None) -> tuple[object, Tensor]:
+                      steps: Sequence[int] | None = None, outputs: bool = True) -> tuple[object, Tensor]:
     """One training step of SLTT (k=None) or SLTT-K: adds to `.grad`; the optimizer is the caller's.
 
     net: called once a step on x_seq[t]; its modules hold their states, and start from those they have.
     x_seq: [T, *].  loss_fn(output, t): the loss of one step, a scalar; divided by T here.
     k: number of steps, drawn anew from Torch's random numbers, that get a backward.  steps: or these.
     Steps not chosen still move the states and the statistics of batch norm on.
+    outputs: False: do not collect the outputs, which are the one thing that grows with T; None is returned for them.
     Returns (outputs of every step, detached, [T, *]; mean loss over all steps that got a backward, detached).
     Raises MemextError: k or steps outside of the sequence, or both; loss_fn returns no scalar.
     """
@@ -49,20 +50,22 @@ def online_train_step(net: nn.Module, x_seq: Tensor, loss_fn: Callable[[object, 
                     raise MemextError(f"{where}: loss_fn returned {loss!r:.60} at step {t}; a scalar tensor is needed")
                 (loss / x_seq.shape[0]).backward()
                 losses.append(loss.detach())
-        flat, spec = tree_flatten(out)
-        rows.append([o.detach() for o in flat])
+        if outputs:
+            flat, spec = tree_flatten(out)
+            rows.append([o.detach() for o in flat])
     for cell in program.cells:
         value = cell.get()
         if isinstance(value, Tensor):
             cell.set(value.detach())
-    return tree_unflatten([torch.stack(parts) for parts in zip(*rows)], spec), torch.stack(losses).mean()
+    found = tree_unflatten([torch.stack(parts) for parts in zip(*rows)], spec) if outputs else None
+    return found, torch.stack(losses).mean()
 
 
 def _chosen(where: str, count: int, k: int | None, steps: Sequence[int] | None) -> frozenset[int]:
     if k is not None and steps is not None:
         raise MemextError(f"{where}: k={k} and steps={steps!r}; give one of them")
     if steps is not None:
-        if not steps or not all(isinstance(t, int) and 0 <= t < count for t in steps):
+        if not steps or not all(isinstance(t, int) and not isinstance(t, bool) and 0 <= t < count for t in steps):
             raise MemextError(f"{where}: steps is {steps!r}; steps from 0 to {count - 1} are allowed")
         return frozenset(steps)
     if k is None:

@@ -2,7 +2,7 @@
 
 `step(x, *state)` reads parameters, buffers and hidden states. To rebuild a step in the backward pass, parameters are
 exchanged for aliases (their gradients are summed in the aliases, and the hooks of the parameters run once, at the end),
-buffers that the forward pass changed for copies (running statistics move once), and hidden states are set to what they
+buffers for copies (running statistics move once), and hidden states are set to what they
 were; afterwards every object holds what it held before.
 """
 from __future__ import annotations
@@ -107,17 +107,12 @@ class Program:
                 host.leave(m)
                 m.__class__ = cls
 
-    def versions(self) -> list[tuple[nn.Module, str, int]]:
-        """Of all buffers but hidden states; what a forward pass has changed is told by comparing two of these."""
-        hidden = {(cell.module, cell.name) for cell in self.cells}
-        return [(m, name, b._version) for m in self.modules for name, b in m._buffers.items()
-                if b is not None and not b.is_inference() and (m, name) not in hidden]
-
     @contextmanager
-    def aside(self, changed: Sequence[tuple[nn.Module, str]]) -> Iterator[list[Tensor]]:
+    def aside(self) -> Iterator[list[Tensor]]:
         """Yields one alias per parameter, each a leaf; runs inside leave no trace.
 
-        changed: buffers (module, name) that a step writes to.
+        All buffers are copied: which of them a step writes to cannot be told (Torch's batch norm moves its running
+        statistics without counting a version up).
         """
         aliases = [p.detach().requires_grad_() for p in self.parameters]
         by_id = {id(p): alias for p, alias in zip(self.parameters, aliases)}
@@ -128,10 +123,12 @@ class Program:
                 undo.append((place.set, (value,)))
                 place.set(by_id[id(value)])
             copies: dict[int, Tensor] = {}
-            for m, name in changed:
-                value = m._buffers[name]
-                undo.append((m._buffers.__setitem__, (name, value)))
-                m._buffers[name] = copies.setdefault(id(value), value.clone())
+            hidden = {(cell.module, cell.name) for cell in self.cells}
+            for module in self.modules:
+                for name, value in module._buffers.items():
+                    if value is not None and (module, name) not in hidden:
+                        undo.append((module._buffers.__setitem__, (name, value)))
+                        module._buffers[name] = copies.setdefault(id(value), value.clone())
             for m in self._stateful():
                 undo.append((_put_back, (m, dict(m.__dict__), dict(m._buffers))))
             for cell in self.cells:

@@ -49,7 +49,8 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
     steps_at_once: 1; k: k steps side by side, for a chain of layers (a Sequential, or a module that says
         steps_at_once = True); "auto": 8 if one probe fires the same spikes, else 1; "fast": 8 where it can be done.
         Other shapes round otherwise, so "the same" is then plain BPTT in the same chunks.
-    every: steps between two kept states, at most; None: about sqrt(T), or what tolerance allows.
+    every: steps between two kept states, at most; None: sqrt(T) for "checkpoint", ever fewer towards the end for
+        "reverse" and "online" (about sqrt(2 T) states in all), or what tolerance allows.
     skip: with "checkpoint": the share of steps, those with the fewest spikes, that get no backward.
     steps: with "online": the steps that get a backward (SLTT-K); None: all.
     report: a list, to which sentences are added that say how it was done.
@@ -72,9 +73,10 @@ def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: 
                     chosen=None if steps is None else frozenset(steps))
     _widen(course, steps_at_once, x, start)
     course.every = course.most = None if every is None else max(1, every // course.width)
-    if every is None:
+    if every is None and course.whole:
         course.every = math.ceil(math.sqrt(course.units))
-    course.said.append(f"{method}: {course.units} times {course.width} steps, states kept every {course.every}"
+    kept = len(course.shrinking()) if course.every is None else math.ceil(course.units / course.every)
+    course.said.append(f"{method}: {course.units} times {course.width} steps, states kept at {kept} of them"
                        if tolerance is None else f"{method} within tolerance={tolerance:g}")
     tensors = [s for s in start if isinstance(s, Tensor)]
     if torch.is_grad_enabled() and any(t.requires_grad for t in (x, *tensors, *program.parameters) if t is not None):
@@ -111,7 +113,7 @@ def _stored(program: Program, x, inputs, count: int, static: bool, start, explic
 
 def _sequence(x_seq, num_steps):
     """(tensor or None, function or None, T, whether the tensor is every step's)"""
-    if num_steps is not None and (not isinstance(num_steps, int) or isinstance(num_steps, bool) or num_steps < 1):
+    if num_steps is not None and not (_whole(num_steps) and num_steps >= 1):
         raise MemextError(f"unroll: num_steps is {num_steps!r}; a number of steps, at least 1, is needed")
     if isinstance(x_seq, Tensor):
         if num_steps is not None:
@@ -133,26 +135,34 @@ def _check(method, final_state, tolerance, steps_at_once, every, skip, steps, co
         raise MemextError(f"unroll: method is {method!r}; allowed: {', '.join(METHODS)}")
     if final_state not in FINAL:
         raise MemextError(f"unroll: final_state is {final_state!r}; allowed: {', '.join(FINAL)}")
-    if tolerance is not None and (method != "reverse" or not 0 < tolerance < 1):
+    if tolerance is not None and (method != "reverse" or not _number(tolerance) or not 0 < tolerance < 1):
         raise MemextError(f"unroll: tolerance is {tolerance!r} with method={method!r}; a number between 0 and 1 is "
                           "allowed, with method='reverse'")
     if tolerance is not None and isinstance(steps_at_once, int) and steps_at_once > 32:
         raise MemextError(f"unroll: steps_at_once is {steps_at_once} with tolerance={tolerance!r}; at most 32 is "
                           "allowed then")
-    whole = isinstance(steps_at_once, int) and not isinstance(steps_at_once, bool)
-    if steps_at_once not in ("auto", "fast") and not (whole and steps_at_once >= 1):
+    if steps_at_once not in ("auto", "fast") and not (_whole(steps_at_once) and steps_at_once >= 1):
         raise MemextError(f"unroll: steps_at_once is {steps_at_once!r}; a number, 'auto' or 'fast' is needed")
     if steps_at_once != 1 and method not in ("reverse", "checkpoint"):
         raise MemextError(f"unroll: steps_at_once is {steps_at_once!r}, and method={method!r} goes step by "
                           "step; use 'reverse' or 'checkpoint'")
-    if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
+    if every is not None and not (_whole(every) and every >= 1):
         raise MemextError(f"unroll: every is {every!r}; a number of steps, at least 1, or None is needed")
-    if not 0 <= skip < 1 or (skip and (method != "checkpoint" or steps_at_once != 1)):
+    if not _number(skip) or not 0 <= skip < 1 or (skip and (method != "checkpoint" or steps_at_once != 1)):
         raise MemextError(f"unroll: skip is {skip!r} with method={method!r} and steps_at_once={steps_at_once!r}; a "
                           "share of the steps, 0 <= skip < 1, is allowed with method='checkpoint' and steps_at_once=1")
-    if steps is not None and (method != "online" or not all(isinstance(t, int) and 0 <= t < count for t in steps)):
+    if steps is not None and (method != "online" or not isinstance(steps, Sequence | set | frozenset)
+                              or not all(_whole(t) and 0 <= t < count for t in steps)):
         raise MemextError(f"unroll: steps is {steps!r} with method={method!r}; steps from 0 to {count - 1} are "
                           "allowed, with method='online'")
+
+
+def _number(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _start(program: Program, state) -> tuple[int, list]:
@@ -184,10 +194,9 @@ def _widen(course: Course, steps_at_once: int | str, x, start: list) -> None:
 def _same(course: Course, k: int, x, start: list) -> bool:
     """Whether the first k steps give the same outputs, merged and one by one; leaves no trace."""
     program, found = course.program, []
-    changed = [(m, name) for m, name, _ in program.versions()]
     for width in (1, k):
         probe = Course(program, k, course.static, None, 0, course.device, width=width, every=k,
                        merged=merging(program) if width > 1 else nullcontext, taped=True)
-        with program.aside(changed), torch.random.fork_rng([course.device] if course.device.type == "cuda" else []):
+        with program.aside(), torch.random.fork_rng([course.device] if course.device.type == "cuda" else []):
             found.append(forward(probe, x if x is None or course.static else x[:k], start)[0])
     return all(torch.equal(a, b) for a, b in zip(*found))

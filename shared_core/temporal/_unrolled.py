@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ class Course:
     """How one sequence goes through one program.
 
     x: [T, *], or [*] with static, or None with a function `inputs`.  explicit: number of states the step takes itself.
-    width: steps done at once.  every: units (of `width` steps) between two anchors.
+    width: steps done at once.  every: units (of `width` steps) between two anchors; None: in chunks that grow shorter
+    (`shrinking`), one state fewer to find again for each that is kept.
     whole: rebuild from anchor to anchor in one graph (checkpoint), not step by step.
     carry: pass the gradient of the state on (False: online learning).  chosen: steps that get a backward; None: all.
     tolerance: solve for earlier states where this bounds the error; None: never.  most: `every` as the user set it.
@@ -46,7 +48,7 @@ class Course:
     explicit: int
     device: torch.device
     width: int = 1
-    every: int = 1
+    every: int | None = 1
     whole: bool = False
     carry: bool = True
     taped: bool = False
@@ -58,7 +60,6 @@ class Course:
     anchors: dict[int, list] = field(default_factory=dict)
     tape: Tape = field(default_factory=Tape)
     random: dict[int, tuple] = field(default_factory=dict)
-    changed: list = field(default_factory=list)
     mode: object = None
     final: list = field(default_factory=list)
     solves: bool = False
@@ -71,6 +72,15 @@ class Course:
 
     def range(self, unit: int) -> slice:
         return slice(unit * self.width, min((unit + 1) * self.width, self.steps))
+
+    def shrinking(self) -> set[int]:
+        """Starts of chunks of C, C-1, ..., 1 units, C(C+1)/2 >= units.
+
+        Backward goes through the last chunk first, and lets go of its anchor: anchors and states found again are then
+        never more than C + 1 together, where equal chunks need 2 sqrt(units).
+        """
+        length = math.ceil((math.sqrt(8 * self.units + 1) - 1) / 2)
+        return {start for start in accumulate(range(length, 0, -1), initial=0) if start < self.units}
 
     def input(self, x: Tensor | None, unit: int) -> Tensor:
         """[*] of one step, or [k N, *] of k steps."""
@@ -96,11 +106,12 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
     """Outputs [T, *] and final states, without a graph; what backward needs is left in the course."""
     program, outputs, earlier = course.program, None, states
     course.mode = unchanged_mode(course.device)
-    before, activity = program.versions(), []
+    activity: list = []
     drawn = _random_state(course.device)
+    kept = course.shrinking() if course.every is None else ()
     with torch.no_grad(), course.mode(), program.ours() if course.taped else nullcontext():
         for unit in range(course.units):
-            if unit % course.every == 0:
+            if unit in kept if course.every is None else unit % course.every == 0:
                 course.anchors[unit] = states
             with course.tape.recording() if course.taped else nullcontext(), \
                     _activity(course, activity):
@@ -112,8 +123,6 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
             if unit == 1 and course.tolerance is not None:
                 _try_division(course, earlier, states)
             earlier = states
-    after = {(m, name): version for m, name, version in program.versions()}
-    course.changed = [(m, name) for m, name, version in before if after.get((m, name)) != version]
     if course.skip:
         course.chosen = _busiest(activity, course.skip)
     course.tape.calls, course.final = [], states if course.solves else []
@@ -129,8 +138,7 @@ def _try_division(course: Course, before: list, after: list) -> None:
         course.solves, course.every = True, every
         course.said.append(f"division: states are solved for, one kept every {every * course.width} steps")
     else:
-        course.said.append(f"replay: {why or f'division within tolerance={course.tolerance:g} would be of no use'}; a "
-                           f"state is kept every {course.every} steps")
+        course.said.append(f"replay: {why or f'division within tolerance={course.tolerance:g} would be of no use'}")
 
 
 def _put(outputs, out: list[Tensor], course: Course, unit: int) -> list[Tensor]:
@@ -159,8 +167,9 @@ class Unrolled(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.outputs = len(outputs)
         # A state that a step hands through (a dropout mask) is an input; as an output it must be a tensor of its own.
+        # And the neuron holds its last state, too: what it holds must not become part of the graph.
         given = {id(t) for t in tensors}
-        final = [s.clone() if isinstance(s, Tensor) and id(s) in given else s for s in final]
+        final = [(s.clone() if id(s) in given else s.detach()) if isinstance(s, Tensor) else s for s in final]
         ctx.carried = [i for i, s in enumerate(final) if isinstance(s, Tensor) and s.is_floating_point()]
         result["final"], result["carried"] = final, ctx.carried
         dead = [o for o in outputs if not o.is_floating_point()]
@@ -185,7 +194,7 @@ class Unrolled(torch.autograd.Function):
             stack.enter_context(torch.random.fork_rng([course.device] if course.device.type == "cuda" else []))
             if course.taped:
                 stack.enter_context(program.ours())
-            aliases = stack.enter_context(program.aside(course.changed))
+            aliases = stack.enter_context(program.aside())
             back = _Backward(course, aliases, x, grad_x, grad_out)
             for units in _chunks(course):
                 carry = back.chunk(units, carry)
@@ -196,8 +205,10 @@ class Unrolled(torch.autograd.Function):
 
 def _chunks(course: Course) -> Iterator[list[int]]:
     """Units from anchor to anchor, the last chunk first."""
-    for start in reversed(range(0, course.units, course.every)):
-        yield list(range(start, min(start + course.every, course.units)))
+    end = course.units
+    for start in sorted(course.anchors, reverse=True):
+        yield list(range(start, end))
+        end = start
 
 
 class _Backward:
@@ -206,12 +217,17 @@ class _Backward:
     def __init__(self, course: Course, aliases, x, grad_x, grad_out):
         self.course, self.aliases, self.x, self.grad_x, self.grad_out = course, aliases, x, grad_x, grad_out
         self.checked = False
+        self.again_later = torch._C._autograd._get_current_graph_task_keep_graph()  # retain_graph=True
+
+    def anchor(self, unit: int) -> list:
+        """The states kept before this unit, for the last time in this pass."""
+        return self.course.anchors[unit] if self.again_later else self.course.anchors.pop(unit)
 
     def chunk(self, units: list[int], carry: list) -> list:
         """The gradient of the state before these units, from that after them."""
-        states = [self.course.anchors[units[0]]]
         if self.course.solves and units[-1] > 0:
             return self.divide(units, carry)
+        states = [self.anchor(units[0])]
         if self.course.whole:
             return self.through(units, states[0], carry)
         with torch.no_grad():
@@ -223,8 +239,8 @@ class _Backward:
 
     def divide(self, units: list[int], carry: list) -> list:
         """As chunk, from the states after the last unit back."""
-        course = self.course
-        anchor, after = course.anchors[units[0]], course.anchors.get(units[-1] + 1, course.final)
+        course, end = self.course, units[-1] + 1
+        anchor, after = course.anchors[units[0]], self.anchor(end) if end in course.anchors else course.final
         for unit in reversed(units):
             if unit == 0:
                 return self.through([0], anchor, carry)
