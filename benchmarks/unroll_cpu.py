@@ -167,7 +167,8 @@ def verdicts(rows: list[dict], growth: list[dict]) -> list[dict]:
     flat = [row for row in growth if row["method"] == SLTT and "peak, MiB" in row]
     peaks = [row["peak, MiB"] for row in flat]
     if len(peaks) > 1:
-        add({**flat[0], "T": f"{flat[0]['T']}-{flat[-1]['T']}"}, "highest peak over lowest", 1.02, max(peaks) / min(peaks))
+        add({**flat[0], "T": f"{flat[0]['T']}-{flat[-1]['T']}"}, "highest peak over lowest", 1.02,
+            max(peaks) / min(peaks))
     return found
 
 
