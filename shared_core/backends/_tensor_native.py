@@ -36,7 +36,9 @@ _SIGNATURES = {
                          c_int),
     "memext_norm_backward": (None, c_void_p, c_void_p, c_int, c_longlong, c_longlong, c_longlong, c_void_p, c_void_p,
                              c_void_p, c_void_p, c_int, c_int, c_void_p, c_int),
-    "memext_max_pool": (c_int, c_void_p, c_int, c_longlong, c_longlong, c_longlong, c_int, c_void_p, c_int),
+    "memext_max_pool": (None, c_void_p, c_int, c_longlong, c_longlong, c_longlong, c_int, c_void_p, c_int),
+    "memext_max_pool_from": (None, c_void_p, c_int, c_longlong, c_longlong, c_longlong, c_int, c_void_p, c_void_p,
+                             c_int),
     "memext_max_pool_backward": (None, POINTER(Pool), c_void_p, c_void_p, c_int, c_void_p, c_int),
 }
 
@@ -115,14 +117,26 @@ def norm_backward(grad: Tensor, y: Tensor, mean: Tensor, invstd: Tensor, weight:
 
 # ---- pooling ----
 
-def max_pool(x: Tensor, window: int) -> Tensor | None:
-    """x [N, C, H, W], contiguous. window 2: stride 2; window 3: stride 2, padding 1. None: not served."""
+WIDEST = 2048  # kMaxPoolRow
+
+
+def max_pool(x: Tensor, window: int) -> Tensor:
+    """x [N, C, H, W], contiguous, float32 or float64, W <= WIDEST. window 2: stride 2; 3: stride 2, padding 1."""
     n, c, h, w = x.shape
     half = (lambda s: s // 2) if window == 2 else (lambda s: (s + 1) // 2)
     out = native._fresh(x.new_empty(n, c, half(h), half(w)))
-    served = library().memext_max_pool(x.data_ptr(), TYPES[x.dtype], n * c, h, w, window, out.data_ptr(),
-                                       native._threads(x.numel())) == 0
-    return out if served else None
+    library().memext_max_pool(x.data_ptr(), TYPES[x.dtype], n * c, h, w, window, out.data_ptr(),
+                              native._threads(x.numel()))
+    return out
+
+
+def max_pool_from(x: Tensor, window: int, grad: Tensor) -> Tensor:
+    """The gradient of x, of max_pool's output's."""
+    n, c, h, w = x.shape
+    out = native._fresh(torch.empty_like(x))
+    library().memext_max_pool_from(x.data_ptr(), TYPES[x.dtype], n * c, h, w, window, grad.data_ptr(), out.data_ptr(),
+                                   native._threads(x.numel()))
+    return out
 
 
 def max_pool_backward(geometry: Pool, bits: Tensor, grad: Tensor, out: Tensor) -> Tensor:

@@ -16,8 +16,8 @@ from . import _tensor_native, _tensor_torch, cuda
 from ._call import TYPES
 from ._tensor_torch import PER_BYTE
 
-__all__ = ["folded", "max_pool2d", "max_pool2d_backward", "norm_backward", "norm_sums", "normalise", "pack",
-           "pack_checked", "unpack"]
+__all__ = ["finds_maxima", "folded", "max_pool2d", "max_pool2d_backward", "max_pool2d_from", "norm_backward",
+           "norm_sums", "normalise", "pack", "pack_checked", "unpack"]
 
 
 def _kernels(t: Tensor) -> ModuleType | None:
@@ -153,15 +153,37 @@ def norm_backward(grad: Tensor, y: Tensor, mean: Tensor, invstd: Tensor, weight:
 
 def max_pool2d(x: Tensor, kernel, stride, padding, dilation, ceil_mode: bool) -> Tensor:
     """As torch.nn.functional.max_pool2d on x [N, C, H, W], without a gradient; the arguments are pairs."""
+    window = _window(x, kernel, stride, padding, dilation, ceil_mode)
+    if window is not None and not (x.requires_grad and torch.is_grad_enabled()):
+        if coding.is_fake(x):
+            return x.new_empty(*x.shape[:2], *((s + window - 2) // 2 for s in x.shape[2:]))
+        return _tensor_native.max_pool(x, window)
+    return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+
+
+def finds_maxima(x: Tensor, kernel, stride, padding, dilation, ceil_mode: bool) -> bool:
+    """Whether our kernels pool x, and find its maxima again in the backward."""
+    return _window(x, kernel, stride, padding, dilation, ceil_mode) is not None
+
+
+def _window(x: Tensor, kernel, stride, padding, dilation, ceil_mode: bool) -> int | None:
+    """Size of the windows, if our kernels on values serve them."""
     window = {((2, 2), (0, 0)): 2, ((3, 3), (1, 1)): 3}.get((tuple(kernel), tuple(padding)))
     if (window is not None and tuple(stride) == (2, 2) and tuple(dilation) == (1, 1) and not ceil_mode and x.dim() == 4
-            and x.dtype in (torch.float32, torch.float64) and not coding.is_fake(x) and _kernels(x) is _tensor_native
-            and x.is_contiguous() and x.numel() > 0 and min(x.shape[2:]) >= 2
-            and not (x.requires_grad and torch.is_grad_enabled())):
-        out = _tensor_native.max_pool(x, window)
-        if out is not None:
-            return out
-    return F.max_pool2d(x, kernel, stride, padding, dilation, ceil_mode)
+            and x.dtype in (torch.float32, torch.float64) and _kernels(x) is _tensor_native and x.is_contiguous()
+            and x.numel() > 0 and min(x.shape[2:]) >= 2 and x.shape[3] <= _tensor_native.WIDEST):
+        return window
+    return None
+
+
+def max_pool2d_from(grad: Tensor, x: Tensor, kernel, stride, padding, dilation, ceil_mode: bool) -> Tensor:
+    """Gradient of max_pool2d at x, whose first maxima are found again."""
+    window = _window(x, kernel, stride, padding, dilation, ceil_mode)
+    if window is not None and grad.dtype == x.dtype:
+        return torch.empty_like(x) if coding.is_fake(x) else _tensor_native.max_pool_from(x, window, grad.contiguous())
+    _, indices = torch.ops.aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+    return torch.ops.aten.max_pool2d_with_indices_backward(grad, x, kernel, stride, padding, dilation, ceil_mode,
+                                                           indices)
 
 
 def max_pool2d_backward(grad: Tensor, data: Tensor, code: coding.Code, kernel, stride, padding, dilation,

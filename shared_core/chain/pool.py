@@ -2,8 +2,8 @@
 
 The gradient of max pooling goes to the first maximum of each window, which the bits of the spikes tell as well as the
 spikes do. In a chain (norm -> pool -> neuron) the pool keeps the norm's node, and is run again from its input. Real
-values are kept as they are; where windows lie side by side, their first maxima are found again, not kept (Torch keeps 8
-bytes a window, and takes ten times as long to find them).
+values are kept as they are, and their first maxima are found again where our kernels do it (Torch keeps 8 bytes a
+window, and takes ten times as long to find them).
 """
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..backends import tensor as kernels
-from ..coding import is_fake
 from ._links import Chained, keep, link_to, made, refuse_double_backward, value_of
 from .stamps import code_of
 
@@ -32,10 +31,8 @@ class PoolOptions:
     ceil_mode: bool
 
     @property
-    def apart(self) -> bool:
-        """Small windows side by side, none beyond the edge."""
-        return (self.kernel == self.stride and self.padding == (0, 0) and self.dilation == (1, 1)
-                and not self.ceil_mode and self.kernel[0] * self.kernel[1] <= 9)
+    def arguments(self) -> tuple:
+        return self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
 
 
 def pool_of(module) -> PoolOptions:
@@ -49,8 +46,8 @@ def max_pool2d(x: Tensor, options: PoolOptions, chains: bool) -> Tensor:
     """x [N, C, H, W]. chains: x may be rebuilt by the node that made it. Torch's own where x can be kept in no
     smaller form."""
     link = link_to(x) if chains else None
-    if link is None and code_of(x) is None and not (options.apart and x.device.type == "cpu"):
-        return F.max_pool2d(x, options.kernel, options.stride, options.padding, options.dilation, options.ceil_mode)
+    if link is None and code_of(x) is None and not kernels.finds_maxima(x, *options.arguments):
+        return F.max_pool2d(x, *options.arguments)
     return _MaxPool.apply(x, link, options)
 
 
@@ -60,9 +57,7 @@ class _MaxPool(Chained):
         tensors: list[Tensor] = []
         ctx.kept, ctx.options = keep(x, tensors, link=link), options
         y = _pooled(x, options)
-        # Real values are kept as they are, and then the maxima cost half of what Torch's indices would.
-        ctx.with_maxima = link is None and ctx.kept.code is None
-        ctx.save_for_backward(*tensors, *((y,) if ctx.with_maxima else ()))
+        ctx.save_for_backward(*tensors)
         ctx.made = made(y)
         ctx.levels = None if ctx.kept.code is None else ctx.kept.code.levels
         return y
@@ -74,40 +69,16 @@ class _MaxPool(Chained):
     @staticmethod
     def backward(ctx, grad):
         refuse_double_backward("chain.max_pool2d")
-        o, kept = ctx.options, ctx.kept
+        kept, arguments = ctx.kept, ctx.options.arguments
         if kept.code is not None:
-            return kernels.max_pool2d_backward(grad, ctx.saved_tensors[kept.slot], kept.code, o.kernel, o.stride,
-                                               o.padding, o.dilation, o.ceil_mode), None, None
-        saved = ctx.saved_tensors
-        x = value_of(kept, saved)
-        if o.apart and not is_fake(x):
-            return _to_first_maxima(grad, x, saved[-1] if ctx.with_maxima else _pooled(x, o), o.kernel), None, None
-        _, indices = torch.ops.aten.max_pool2d_with_indices(x, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode)
-        return torch.ops.aten.max_pool2d_with_indices_backward(
-            grad, x, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode, indices), None, None
-
-
-def _to_first_maxima(grad: Tensor, x: Tensor, y: Tensor, kernel: tuple[int, int]) -> Tensor:
-    """The gradient of x, window position by window position. y: x pooled. A window with a NaN passes nothing on."""
-    kh, kw = kernel
-    height, width = y.shape[-2] * kh, y.shape[-1] * kw
-    whole = (height, width) == tuple(x.shape[-2:])
-    out, taken = (torch.empty_like(x) if whole else torch.zeros_like(x)), None
-    for i in range(kh):
-        for j in range(kw):
-            part = (..., slice(i, height, kh), slice(j, width, kw))
-            here = x[part] == y
-            if taken is None:
-                taken = here
-            else:
-                here = here > taken
-                taken = taken | here
-            torch.mul(grad, here, out=out[part])
-    return out
+            x_grad = kernels.max_pool2d_backward(grad, ctx.saved_tensors[kept.slot], kept.code, *arguments)
+        else:
+            x_grad = kernels.max_pool2d_from(grad, value_of(kept, ctx.saved_tensors), *arguments)
+        return x_grad, None, None
 
 
 def _pooled(x: Tensor, o: PoolOptions) -> Tensor:
-    return kernels.max_pool2d(x, o.kernel, o.stride, o.padding, o.dilation, o.ceil_mode)
+    return kernels.max_pool2d(x, *o.arguments)
 
 
 def avg_pool2d(x: Tensor, kernel, stride, padding, ceil_mode: bool, count_include_pad: bool, divisor) -> Tensor:

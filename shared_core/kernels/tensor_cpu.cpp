@@ -57,19 +57,28 @@ void memext_norm_backward(const void* grad, const void* y, int type, long long o
   });
 }
 
-// [planes, h, w] float or double, window 2 and stride 2, or window 3, stride 2 and padding 1; no ceil_mode.
-// 1: not one of these, or too wide; nothing was done.
-int memext_max_pool(const void* x, int type, long long planes, long long h, long long w, int window, void* out,
-                    int threads) {
-  if ((type != kFloat32 && type != kFloat64) || (window != 2 && window != 3)) return 1;
-  if (w > kMaxPoolRow || h < 1 || w < 1) return 1;
+// [planes, h, w] float or double, h and w at least 1, w <= kMaxPoolRow. window 2: stride 2; window 3:
+// stride 2 and padding 1; no ceil_mode.
+void memext_max_pool(const void* x, int type, long long planes, long long h, long long w, int window, void* out,
+                     int threads) {
   const auto run = [&](auto r) {
     using R = decltype(r);
     (window == 2 ? pool_2x2<R> : pool_3x3<R>)(static_cast<const R*>(x), planes, h, w, static_cast<R*>(out), threads);
   };
   if (type == kFloat64) run(double{});
   else run(float{});
-  return 0;
+}
+
+// Its gradient. Every value of `out` is written.
+void memext_max_pool_from(const void* x, int type, long long planes, long long h, long long w, int window,
+                          const void* grad, void* out, int threads) {
+  const auto run = [&](auto r) {
+    using R = decltype(r);
+    (window == 2 ? unpool_2x2_from<R> : unpool_3x3_from<R>)(static_cast<const R*>(x), planes, h, w,
+                                                            static_cast<const R*>(grad), static_cast<R*>(out), threads);
+  };
+  if (type == kFloat64) run(double{});
+  else run(float{});
 }
 
 // The gradient of max pooling where the input's bits are known. Every value of `out` is written.
