@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from ._memory_graph import tensors_in
 from .errors import MemextError
 
-__all__ = ["fake_copy", "fake_like", "framework_reset", "unwrapped"]
+__all__ = ["fake_copy", "fake_like", "framework_reset", "remembers_shapes", "reset_copy", "unwrapped"]
 
 # What sets the states of a model's neurons back, by the framework's own function; the module is used only if loaded.
 _RESETS = (("spikingjelly.activation_based.functional", "reset_net"), ("snntorch.utils", "reset"))
@@ -23,6 +23,30 @@ def framework_reset(model: nn.Module) -> None:
         framework = sys.modules.get(module_name)
         if framework is not None:
             getattr(framework, function)(model)
+
+
+def reset_copy(model: nn.Module) -> None:
+    """As framework_reset, for a fake copy.
+
+    snnTorch's reset goes through a list of all neurons ever built, the user's own among them, and not through the
+    model; a copy is not in that list. So each neuron is asked by itself.
+    """
+    spikingjelly, function = _RESETS[0]
+    if spikingjelly in sys.modules:
+        getattr(sys.modules[spikingjelly], function)(model)
+    for module in _of_snntorch(model):
+        module.reset_mem()
+
+
+def remembers_shapes(model: nn.Module) -> bool:
+    """Does a reset leave states that are as large as those of the step before, so that the first step is not like the
+    others? snnTorch's neurons go back to zeros of their last shape; SpikingJelly's to a number."""
+    return bool(_of_snntorch(model))
+
+
+def _of_snntorch(model: nn.Module) -> list[nn.Module]:
+    return [m for m in model.modules()
+            if type(m).__module__.startswith(("snntorch", "snntorch_memext")) and hasattr(m, "reset_mem")]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -9,11 +9,11 @@ from ._plan_ledger import END
 from ._plan_trace import Trace
 from .errors import MemextError
 
-__all__ = ["Peak", "largest_batch", "law_batch", "peak_of"]
+__all__ = ["Peak", "is_law_batch", "largest_batch", "law_batch", "peak_of"]
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039)
 _MOST = 1 << 24  # samples; past that a step is limited by something else
-_TRIES = 6
+_TRIES = 10
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,10 @@ def law_batch(constants) -> int:
     return 8 * _PRIMES[0]
 
 
+def is_law_batch(batch: int) -> bool:
+    return batch % 8 == 0 and batch // 8 in _PRIMES
+
+
 def _scaled(sizes: np.ndarray, traced: int, batch: int) -> np.ndarray:
     """Sizes at another batch: those divisible by the prime in `traced` grow with it, the others do not."""
     prime = traced // 8
@@ -85,7 +89,8 @@ def largest_batch(law: Trace, budget: int, optimizer, exact) -> tuple[int, Peak 
     """(largest batch whose peak is at most `budget`, its peak); (0, None) if one sample is too much.
 
     law: traced with a `law_batch`.  exact(batch) -> Peak: a trace of its own; the law proposes, this one decides, since
-    code may choose otherwise for another batch (parts of the batch at a time).
+    code may choose otherwise for another batch (parts of the batch at a time). Where the law tells the sample's peak
+    exactly, it does not choose, and the law itself will do.
     """
     fits = lambda batch: peak_of(law, optimizer, batch).peak <= budget  # noqa: E731
     low, high = 0, 1
@@ -94,15 +99,21 @@ def largest_batch(law: Trace, budget: int, optimizer, exact) -> tuple[int, Peak 
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    batch = max(low, 1)
+    batch, low, high, best = max(low, 1), 0, None, None  # from here on by exact(): low fits, high does not
     for _ in range(_TRIES):
         found = exact(batch)
         if found.peak <= budget:
-            return batch, found
-        if batch == 1:
-            return 0, None
-        fixed = found.parameters + found.optimizer
-        share = (budget - fixed) / max(1, found.peak - fixed)
-        batch = max(1, min(batch - 1, int(batch * share)))
-    raise MemextError(f"plan: no batch was found within {_TRIES} tries: the memory of this model does not grow evenly "
-                      f"with its batch; call plan with a batch near {batch} and look at its peak")
+            low, best, step = batch, found, 1 if best is None else max(1, batch // 8)
+            batch += step
+        else:
+            high = batch
+            fixed = found.parameters + found.optimizer
+            batch = max(1, min(batch - 1, int(batch * (budget - fixed) / max(1, found.peak - fixed))))
+        if high is not None:
+            if high == low + 1:
+                break
+            batch = batch if low == 0 else (low + high) // 2
+    if best is None and high != 1:
+        raise MemextError(f"plan: no batch was found within {_TRIES} tries: the memory of this model does not grow "
+                          f"evenly with its batch; call plan with a batch near {batch} and look at its peak")
+    return low, best

@@ -14,16 +14,20 @@ from torch import Tensor, nn
 
 from . import registry
 from ._entering import entered
-from ._plan_copy import fake_copy, fake_like, framework_reset
-from ._plan_law import Peak, largest_batch, law_batch, peak_of
+from ._plan_calls import Calls
+from ._plan_copy import fake_copy, fake_like, reset_copy
+from ._plan_law import Peak, is_law_batch, largest_batch, law_batch, peak_of
 from ._plan_opaque import mark_spikes
 from ._plan_optimizer import OptimizerCost
+from ._plan_problem import TimeAsBatch, is_ours, of_memext, of_model, of_other_batch
 from ._plan_trace import Trace, trace
 from .errors import MemextError
 
-__all__ = ["FASTEST_FIRST", "NATIVE", "MethodPlan", "Planner", "inputs_of"]
+__all__ = ["DEFAULT", "FASTEST_FIRST", "NATIVE", "Floor", "MethodPlan", "Planner", "inputs_of"]
 
 NATIVE = "native"
+SAME_NETWORK = ("neuron", "compress", "recompute")  # others make another one, and are not to be chosen by their memory
+DEFAULT = "balanced"  # of recompute's option `prefer`
 # From fast to slow, as the benchmarks of training steps on the CPU measured it; a method not listed comes last.
 FASTEST_FIRST = ("neuron", "recompute(speed)", "compress", "recompute(balanced)", NATIVE, "recompute(memory)")
 
@@ -49,6 +53,16 @@ class MethodPlan:
         return self.method + (f"({', '.join(map(str, self.options.values()))})" if self.options else "")
 
 
+@dataclass(frozen=True)
+class Floor:
+    """Bytes of a training step with no sample at all. state, work: what the optimizer keeps, and needs in its step."""
+
+    parameters: int
+    gradients: int
+    state: int
+    work: int
+
+
 class Planner:
     """Traces of one model: by method, number of time steps and batch."""
 
@@ -60,18 +74,23 @@ class Planner:
         self.native_on = "cpu" if device == "cpu" else "meta"  # where native neurons do what they do on the device
         self.adapter = _adapter_of(model)
         self.traces: dict[tuple, Trace] = {}
+        self.calls = 0  # most calls of one neuron in a step on the sample
 
     def listed(self) -> list[tuple[str, dict]]:
-        """Every method with its options, the fastest first."""
+        """Every method that computes the same network, with its options, the fastest first.
+
+        A method of another package is one where its function has the attribute `same_network = True`.
+        """
         found: list[tuple[str, dict]] = [(NATIVE, {})]
         if self.adapter is not None:
             from .chain.policy import PREFERENCES
             for name, method in self.adapter.METHODS.items():
+                if name not in SAME_NETWORK and not getattr(method, "same_network", False):
+                    continue
                 takes = inspect.signature(method).parameters
                 found += [(name, {"prefer": p}) for p in PREFERENCES] if "prefer" in takes else [(name, {})]
         rank = {name: i for i, name in enumerate(FASTEST_FIRST)}
-        planned = [m for m in found if m[0] != "auto"]
-        return sorted(planned, key=lambda m: rank.get(MethodPlan(*m).name, len(rank)))
+        return sorted(found, key=lambda m: rank.get(MethodPlan(*m).name, len(rank)))
 
     def method(self, name: str, options: dict) -> MethodPlan:
         try:
@@ -85,23 +104,34 @@ class Planner:
         try:
             tensors = [t.numel() * t.element_size() for t in (*self.model.parameters(), *self.model.buffers())]
             law = self.trace(found.method, found.options, law_batch(tensors))
-            batch, peak = largest_batch(law, budget, self.optimizer,
-                                        lambda batch: self.peak(found.method, found.options, batch))
+            exact = lambda batch: self.peak(found.method, found.options, batch)  # noqa: E731
+            if peak_of(law, self.optimizer, self.shape[self.batch_dim]) == found.peak:  # traced apart: the law holds
+                exact = lambda batch: peak_of(law, self.optimizer, batch)  # noqa: E731
+            batch, peak = largest_batch(law, budget, self.optimizer, exact)
+        except TimeAsBatch:
+            raise
         except MemextError as problem:
             return dataclasses.replace(found, problem=f"no largest batch: {problem}")
         return dataclasses.replace(found, largest_batch=batch, at_largest=peak)
 
-    def fewer_steps(self, found: MethodPlan, budget: int) -> int | None:
-        """The largest T, of half, a quarter, ... of the sample's, at which its batch fits; None: unknown or none."""
+    def fewer_steps(self, found: MethodPlan, budget: int, batch: int) -> int | None:
+        """The largest T, of half, a quarter, ... of the sample's, at which this batch fits; None: unknown or none."""
         steps = self.shape[0] // 2 if self.batch_dim == 1 else 0
         while steps:
             try:
-                if self.peak(found.method, found.options, self.shape[1], steps).peak <= budget:
+                if self.peak(found.method, found.options, batch, steps).peak <= budget:
                     return steps
             except MemextError:  # T is part of the model
                 return None
             steps //= 2
         return None
+
+    def floor(self, found: MethodPlan) -> Floor:
+        """What a planned method needs before the first sample."""
+        known = self.trace(found.method, found.options, self.shape[self.batch_dim])
+        cost, sizes = self.optimizer, known.parameter_sizes
+        state, work = (0, 0) if cost is None else (cost.state(sizes), cost.transients(sizes))
+        return Floor(known.weights_bytes, sum(sizes), state, work)
 
     def peak(self, name: str, options: dict, batch: int, steps: int | None = None) -> Peak:
         return peak_of(self.trace(name, options, batch, steps), self.optimizer)
@@ -120,43 +150,60 @@ class Planner:
                     self.adapter.restore(copied)
                 if name != NATIVE:
                     self.adapter.retrofit(copied, name, **options)
-            framework_reset(copied)
+            reset_copy(copied)
             if self.native_on == "cpu":
                 mark_spikes(self._neurons(copied, ours=True))
             return copied
 
         inputs = lambda: [self._input(t, batch, steps) for t in self.inputs]  # noqa: E731
         replayed: list[nn.Module] = []
+        of_sample = batch == self.shape[self.batch_dim]
+        limited = self.calls and is_law_batch(batch) and not of_sample
+        calls = Calls(self.batch_dim, batch, 2 * self.calls if limited else None)
 
         def opaque(copied: nn.Module) -> list[nn.Module]:
             replayed.extend(self._neurons(copied, ours=False))
             return replayed
 
+        def count(copied: nn.Module) -> None:
+            calls.count(m for ours in (True, False) for m in self._neurons(copied, ours, as_written=False))
+
         try:
             try:
-                return trace(prepare, inputs, batch, self.loss, opaque, self.native_on)
+                found = trace(prepare, inputs, batch, self.loss, opaque, self.native_on, count)
             except MemextError:
                 raise
             except Exception:
                 if not replayed:
                     raise
-            # Perhaps the model looks at the state of a neuron that was not really run: run them all; it takes longer.
-            return trace(prepare, inputs, batch, self.loss)
+                # Perhaps the model looks at the state of a neuron that was not really run: run them all; it takes
+                # longer.
+                found = trace(prepare, inputs, batch, self.loss, prepared=count)
         except MemextError:
             raise
         except Exception as problem:
-            raise MemextError(
-                f"method {MethodPlan(name, options).name}: a step of this {type(self.model).__name__} on input "
-                f"{tuple(self._shape(self.inputs[0], batch, steps))} raised {type(problem).__name__}: "
-                f"{str(problem)[:300]} (planning runs on tensors without values: code that asks for one, with .item() "
-                "or an `if`, cannot be planned; is the input's shape right?)") from problem
+            raise self._explained(name, options, batch, steps, problem) from problem
+        if of_sample and steps is None:
+            self.calls = max(self.calls, calls.most)
+        return found
 
-    def _neurons(self, model: nn.Module, ours: bool) -> list[nn.Module]:
-        """Our neurons, or the framework's own, whose forward is their class's."""
+    def _explained(self, name: str, options: dict, batch: int, steps: int | None, problem: Exception) -> MemextError:
+        shape = tuple(self._shape(self.inputs[0], batch, steps))
+        if name == NATIVE:
+            if is_ours(problem):
+                return MemextError(of_memext(name, self.model, shape, problem))
+            ran = (name, (), self.shape[self.batch_dim], None) in self.traces
+            return MemextError((of_other_batch if ran else of_model)(self.model, shape, self.batch_dim, problem))
+        self.trace(NATIVE, {}, batch, steps)  # where that fails too, it says why, and our method is not to blame
+        return MemextError(of_memext(MethodPlan(name, options).name, self.model, shape, problem))
+
+    def _neurons(self, model: nn.Module, ours: bool, as_written: bool = True) -> list[nn.Module]:
+        """Our neurons, or the framework's own.  as_written: only those whose forward is their class's."""
         if self.adapter is None:
             return []
         is_neuron = self.adapter.FRAMEWORK.is_neuron
-        return [m for m in model.modules() if is_neuron(m) and bool(entered(m)) == ours and "forward" not in vars(m)]
+        return [m for m in model.modules() if is_neuron(m) and bool(entered(m)) == ours
+                and not (as_written and "forward" in vars(m))]
 
     def _shape(self, t: Tensor, batch: int, steps: int | None) -> torch.Size:
         shape = list(t.shape)

@@ -97,11 +97,11 @@ def _forward_of(module: nn.Module, original, recordings: dict, ledger: Ledger, d
             return original(*args, **kwargs)
         key = _signature(module, x)
         if key not in recordings:
-            del module.forward  # the copy made for the recording runs the neuron's own
+            outermost = vars(module).pop("forward")  # the copy made for the recording runs the neuron's own
             try:
                 recordings[key] = _record(module, x, device)
             finally:
-                module.forward = forward
+                module.forward = outermost
         found = recordings[key]
         if found is None:
             return original(*args, **kwargs)

@@ -1,6 +1,8 @@
 """One training step of a model on tensors without memory, and what it would have allocated when."""
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ._memory_graph import tensors_in
+from ._plan_copy import remembers_shapes, reset_copy
 from ._plan_ledger import BASE, END, Ledger, watch
 from ._plan_opaque import stand_in
 from ._planning import planning
@@ -56,20 +59,28 @@ class Trace:
 
 def trace(prepare: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor]], batch: int,
           loss: Callable = mean_of_outputs, opaque: Callable[[nn.Module], Iterable[nn.Module]] = lambda model: (),
-          device: str = "cpu") -> Trace:
+          device: str = "cpu", prepared: Callable[[nn.Module], None] = lambda model: None) -> Trace:
     """Runs forward, loss and backward. prepare, inputs: called under the mode; make the model and its arguments.
 
     opaque(model): neurons to be replayed, not run through, recorded on `device`: see _plan_opaque.py.
+    prepared(model): called last before the step.
+    What is traced is a step in the middle of a training, not the first.
+    The output is held until the backward has ended, as by `out = net(x); loss(out).backward()`.
     """
     _expected()  # is measured once per process, and not on tensors without memory
     ledger = Ledger()
     # Nothing is drawn from the user's random generators.
-    with torch.random.fork_rng(devices=[]), torch.enable_grad(), planning(), watch(ledger, "cpu"):
+    with torch.random.fork_rng(devices=[]), torch.enable_grad(), planning(), watch(ledger, "cpu"), _one_message():
         model = prepare()
         stand_in(opaque(model), ledger, device)
+        prepared(model)
         weights = _alive(ledger)
         given = inputs()
         input_bytes = _alive(ledger) - weights
+        if remembers_shapes(model):
+            with torch.no_grad():
+                model(*given)
+            reset_copy(model)
         ledger.before = False
         out = model(*given)
         scalar = loss(out)
@@ -83,6 +94,17 @@ def trace(prepare: Callable[[], nn.Module], inputs: Callable[[], Sequence[Tensor
     pick = lambda values, dtype=np.int64: np.array([values[i] for i in step], dtype=dtype)  # noqa: E731
     return Trace(pick(ledger.nbytes), pick(ledger.born), pick(ledger.died),
                  np.array([i in gradient for i in step], dtype=bool), backward_at, batch, weights, input_bytes, sizes)
+
+
+@contextlib.contextmanager
+def _one_message():
+    """A step that fails raises; Torch also logs it, with a traceback through its own files."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _alive(ledger: Ledger) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import json
 import os
 import sys
 
@@ -16,6 +17,7 @@ from .errors import MemextError
 __all__ = ["main"]
 
 _COMMANDS = []
+_PRINT = "-"  # --json without a path
 
 
 def argument(*names, **options):
@@ -33,22 +35,35 @@ def command(name, summary, *arguments):
 
 @command(
     "report", "measure the memory of one training step of a model",
-    argument("--model", required=True, metavar="MODULE:FACTORY",
-             help="called without arguments, returns the model"),
-    argument("--input", required=True, metavar="SHAPE", help="shape of a random input, e.g. 4,8,3,32,32"),
+    argument("--model", metavar="MODULE:FACTORY", help="called without arguments, returns the model"),
+    argument("--input", metavar="SHAPE", help="shape of a random input, e.g. 4,8,3,32,32"),
     argument("--step", metavar="MODULE:FUNCTION",
              help="called as function(model, x); default: forward, sum of the outputs, backward"),
     argument("--device", default="cpu", help="default: cpu"),
-    argument("--json", metavar="PATH", help="write the report there"),
+    argument("--json", metavar="PATH", nargs="?", const=_PRINT,
+             help="write the report there; without PATH, print it instead of the table"),
     argument("--png", metavar="PATH", help="draw the timeline there"),
+    argument("--lif", action="store_true",
+             help="membrane memory by EfficientLIF-Net's accounting: of the model, or, without --model, the paper's "
+                  "Tables I and II"),
+    argument("--rates", nargs="*", metavar="SHARING",
+             help="how often each layer fires, as the model is and with membranes shared (L, C#2, L+C#2, ...), instead "
+                  "of its memory"),
 )
 def report(args):
     from .memory import measure
 
+    if args.lif:
+        return _report_lif(args)
+    for option, value in (("--model", args.model), ("--input", args.input)):
+        if value is None:
+            raise MemextError(f"{option} is missing; it is needed for all but --lif")
     shape = _shape(args.input)
     for option, path in (("--json", args.json), ("--png", args.png)):
         _folder_of(path, option)
     factory = _load(args.model, "--model")
+    if args.rates is not None:
+        return _report_rates(args, factory, shape)
     step = _load(args.step, "--step") if args.step else _default_step
     model, x = _build(factory, args.model, shape, args.device)
     with _blame(f"the step on input {args.input} raised"):
@@ -57,12 +72,58 @@ def report(args):
         model.zero_grad(set_to_none=True)
         found = measure(lambda: step(model, x), model=model)
     _reset_state(model)
-    print(found.table())
+    if args.json == _PRINT:
+        print(json.dumps(found.to_dict(), indent=2))
+        args.json = None
+    else:
+        print(found.table())
     for option, path, write in (("--json", args.json, found.to_json), ("--png", args.png, found.plot)):
         if path:
             with _blame(f"{option} {path}: cannot be written:", OSError):
                 write(path)
             print(f"wrote {path}")
+    return 0
+
+
+def _report_rates(args, factory, shape):
+    """EfficientLIF-Net's Fig. 7, for this model."""
+    from .sharing._rates import compared, rates_table
+
+    model, x = _build(factory, args.model, shape, args.device)
+    del model
+    found = compared(lambda: _model(factory, args.model).to(args.device), x, args.rates, _reset_state)
+    return _show(args, rates_table(found), found)
+
+
+def _report_lif(args):
+    """What membranes take, in theory: of a model, or of the networks in EfficientLIF-Net's tables."""
+    from . import _lif_tables
+    from .memory import lif_memory
+
+    for option, value in (("--step", args.step), ("--png", args.png), ("--rates", args.rates)):
+        if value is not None:
+            raise MemextError(f"{option} does not go with --lif, which runs no training step; leave it out")
+    if args.json != _PRINT:
+        _folder_of(args.json, "--json")
+    if args.model is None:
+        table, values = _lif_tables.table(), _lif_tables.rows()
+    elif args.input is None:
+        raise MemextError("--input is missing; the membranes of --model are counted for an input of that shape")
+    else:
+        model, x = _build(_load(args.model, "--model"), args.model, _shape(args.input), args.device)
+        found = lif_memory(model, x)
+        table, values = found.table(), found.to_dict()
+    return _show(args, table, values)
+
+
+def _show(args, table, values):
+    """Prints the table, or with --json alone the values; with --json PATH also writes them."""
+    text = json.dumps(values, indent=2)
+    print(text if args.json == _PRINT else table)
+    if args.json not in (None, _PRINT):
+        with _blame(f"--json {args.json}: cannot be written:", OSError), open(args.json, "w", encoding="utf-8") as file:
+            file.write(text + "\n")
+        print(f"wrote {args.json}")
     return 0
 
 
@@ -82,20 +143,53 @@ def report(args):
 )
 def plan(args):
     from . import memory
-    from .plan import choose
 
     shape = _shape(args.input)
-    _folder_of(args.json, "--json")
+    _check_plan(args, shape)
     model = _model(_load(args.model, "--model"), args.model)
-    found = memory.plan(model, shape, args.budget, args.optimizer, max_batch=args.max_batch,
-                        batch_dim=args.batch_dim, device=args.device)
-    print(found.table())
+    try:
+        found = memory.plan(model, shape, args.budget, args.optimizer, max_batch=args.max_batch,
+                            batch_dim=args.batch_dim, device=args.device)
+    except MemextError as error:
+        raise MemextError(_as_options(str(error))) from error
+    print(_as_options(found.table(advice=False)))
     if args.json:
         with _blame(f"--json {args.json}: cannot be written:", OSError):
             found.to_json(args.json)
         print(f"wrote {args.json}")
-    choose(found)  # says what would have to change where nothing fits
+    if found.chosen is None:
+        raise MemextError(" ".join(found.advice))
     return 0
+
+
+def _check_plan(args, shape):
+    """What is wrong with the arguments is said before the model is built."""
+    from ._plan_optimizer import NAMES
+    from .plan import bytes_of
+
+    _folder_of(args.json, "--json")
+    if args.budget is not None:
+        try:
+            bytes_of(args.budget)
+        except MemextError as error:
+            raise MemextError(f"--budget {args.budget!r} is no size; allowed: a positive number of bytes, or one with "
+                              "KiB, MiB, GiB or TiB (powers of 1024; K, M, G, T for short) or KB, MB, GB, TB (of "
+                              "1000), e.g. --budget 24GiB") from error
+    elif args.max_batch:
+        raise MemextError("--max-batch needs a budget, e.g. --budget 24GiB")
+    if args.optimizer is not None and args.optimizer.lower() not in NAMES:
+        raise MemextError(f"--optimizer {args.optimizer!r} is unknown; allowed: {', '.join(NAMES)}")
+    for option, value, allowed in (("--device", args.device, ("cpu", "cuda")), ("--batch-dim", args.batch_dim, (0, 1))):
+        if value not in allowed:
+            raise MemextError(f"{option} is {value!r}; allowed: {' or '.join(map(str, allowed))}")
+    if len(shape) <= args.batch_dim:
+        raise MemextError(f"--input {args.input!r} has no dimension {args.batch_dim} for the batch; give time and "
+                          "batch, T,N,..., or pass --batch-dim 0 for N,...")
+
+
+def _as_options(text):
+    """Advice in the spelling of Python's plan(), in that of this command."""
+    return text.removeprefix("plan: ").replace("batch_dim=", "--batch-dim ")
 
 
 @command("neurons", "list the registered neurons, and where each can run")

@@ -16,16 +16,18 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ._plan_copy import unwrapped
-from ._plan_methods import MethodPlan, Planner, inputs_of
+from ._plan_methods import DEFAULT, NATIVE, MethodPlan, Planner, inputs_of
 from ._plan_optimizer import cost_of
-from ._plan_table import advice, table
+from ._plan_problem import TimeAsBatch
+from ._plan_table import advice, only_slower, table
 from ._plan_trace import mean_of_outputs
 from .errors import MemextError
 
 __all__ = ["MemoryPlan", "MethodPlan", "bytes_of", "choose", "plan"]
 
 _UNITS = {"B": 1, **{f"{prefix}iB": 1024 ** i for i, prefix in enumerate("KMGT", 1)},
-          **{f"{prefix}B": 1000 ** i for i, prefix in enumerate("KMGT", 1)}}
+          **{f"{prefix}B": 1000 ** i for i, prefix in enumerate("KMGT", 1)},
+          **{prefix: 1024 ** i for i, prefix in enumerate("KMGT", 1)}}
 _ON_A_GPU = ("The figures for CUDA come from rules (what SpikingJelly's Triton kernels and ours keep) and are not "
              "verified on a GPU. The CUDA context, cuDNN workspaces and fragmentation come on top.")
 
@@ -59,15 +61,16 @@ class MemoryPlan:
         return next((m for m in self.methods if m.peak is not None and m.peak.peak <= self.budget), None)
 
     def __getitem__(self, name: str) -> MethodPlan:
-        """By MethodPlan.name, e.g. "recompute(memory)"."""
+        """By MethodPlan.name, e.g. "recompute(memory)"; "recompute" is that with its default, "balanced"."""
         found = {m.name: m for m in self.methods}
+        name = name if name in found or f"{name}({DEFAULT})" not in found else f"{name}({DEFAULT})"
         if name not in found:
             raise MemextError(f"plan: there is no method {name!r}; planned: {', '.join(found)}")
         return found[name]
 
-    def table(self) -> str:
-        """The figures as lines of text."""
-        return table(self)
+    def table(self, advice: bool = True) -> str:
+        """The figures as lines of text.  advice: with the lines that say what would have to change."""
+        return table(self, advice)
 
     def to_dict(self) -> dict:
         """Everything, as JSON types; sizes in bytes."""
@@ -83,6 +86,8 @@ def plan(model: nn.Module, sample, budget: int | str | None = None, optimizer=No
          batch_dim: int = 1, loss: Callable | None = None, device: str | None = None) -> MemoryPlan:
     """Predicts the peak memory of one training step of `model` under each method, and which methods fit `budget`.
 
+    Methods that turn the model into another network (such as "reversible") are not among them.
+
     model: as its author wrote it, in training or eval mode; retrofitted ones are planned from their native form. It may
         be built on the device "meta". It is not changed, and nothing of its size is allocated.
     sample: a tensor like the model's input, its shape, or a tuple of tensors for several inputs.
@@ -96,30 +101,44 @@ def plan(model: nn.Module, sample, budget: int | str | None = None, optimizer=No
     Raises MemextError: bad arguments; the model cannot run without data (it looks at values) or has no gradient.
 
     How: forward and backward run once per method on tensors that have shapes and no memory, while a ledger notes what
-    is allocated and released. Counted is what `memory.measure` counts, plus parameters, inputs and optimizer state; not
-    what operators use inside themselves. Gradients are assumed to be None before the step (zero_grad's default). Hooks
-    of the model run, on tensors without values.
+    is allocated and released; the output is held until the backward has ended, as by `out = net(x)`. Counted is what
+    `memory.measure` counts, plus parameters, inputs and optimizer state; not what operators use inside themselves.
+    Gradients are assumed to be None before the step (zero_grad's default). Hooks of the model run, on tensors without
+    values.
     """
     _check(model, sample, batch_dim, device)
-    device = device or ("cuda" if any(p.is_cuda for p in model.parameters()) else "cpu")
-    planner = Planner(unwrapped(model), sample, batch_dim, loss or mean_of_outputs, device,
-                       cost_of(optimizer, foreach=device == "cuda"))
     limit = None if budget is None else bytes_of(budget)
     if max_batch and limit is None:
         raise MemextError("plan: max_batch needs a budget, e.g. budget='24GiB'")
+    device = device or ("cuda" if any(p.is_cuda for p in model.parameters()) else "cpu")
+    planner = Planner(unwrapped(model), sample, batch_dim, loss or mean_of_outputs, device,
+                      cost_of(optimizer, foreach=device == "cuda"))
     methods = [planner.method(name, options) for name, options in planner.listed()]
     if all(m.peak is None for m in methods):
-        raise MemextError(f"plan: {methods[0].problem}")
+        raise MemextError(f"plan: {next(m for m in methods if m.method == NATIVE).problem}")
     if max_batch:
         methods = [planner.with_largest(m, limit) for m in methods]
     found = MemoryPlan(type(planner.model).__name__, planner.shape, batch_dim, device, _name(optimizer), limit, methods,
                        notes=[_ON_A_GPU] if device == "cuda" else [])
+    found.notes.extend(only_slower(found))
     if found.chosen is None:
-        best = found.smallest
-        if not max_batch:
-            best = planner.with_largest(best, limit)
-        found.advice.extend(advice(found, best, planner.fewer_steps(best, limit)))
+        found.advice.extend(_advice(found, planner, with_batch=not max_batch))
     return found
+
+
+def _advice(found: MemoryPlan, planner: Planner, with_batch: bool) -> list[str]:
+    best, limit = found.smallest, found.budget
+    if with_batch:
+        try:
+            best = planner.with_largest(best, limit)
+        except TimeAsBatch as problem:
+            found.notes.append(str(problem).removeprefix("plan: "))
+    floor, steps, of_one = planner.floor(best), None, None
+    if floor.parameters + floor.gradients + floor.state + floor.work < limit:
+        steps = planner.fewer_steps(best, limit, planner.shape[found.batch_dim])
+        if not steps and best.largest_batch == 0:
+            of_one = planner.fewer_steps(best, limit, 1)
+    return advice(found, best, floor, steps, of_one)
 
 
 def choose(found: MemoryPlan) -> tuple[str, dict]:
@@ -133,7 +152,7 @@ def choose(found: MemoryPlan) -> tuple[str, dict]:
 
 
 def bytes_of(budget: int | str) -> int:
-    """24GiB -> 25769803776. GiB and MiB are powers of 1024, GB and MB of 1000; a plain number is bytes."""
+    """24GiB -> 25769803776. GiB, MiB, G and M are powers of 1024, GB and MB of 1000; a plain number is bytes."""
     if isinstance(budget, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", budget)
         units = {unit.lower(): size for unit, size in _UNITS.items()}

@@ -34,6 +34,16 @@ def looks():
     return Looks(3, 3)
 
 
+def single_steps():
+    net = build()
+    functional.set_step_mode(net, "s")
+    return net
+
+
+def crash():
+    raise ValueError("built")
+
+
 def number():
     return 3
 '''
@@ -87,8 +97,35 @@ def test_nothing_fits(net, capsys):
     assert run(net, budget="200KiB") == 2
     found = capsys.readouterr()
     assert "neuron" in found.out and " no" in found.out
-    assert re.fullmatch(r"memext plan: .*Nothing fits 200.00 KiB: the smallest peak is .* a batch of \d+ instead of 8 "
+    assert re.fullmatch(r"memext plan: Nothing fits 200.00 KiB: the smallest peak is .* a batch of \d+ instead of 8 "
                         r"fits.*\n", found.err)
+    assert "Nothing fits" not in found.out  # said once
+
+
+def test_short_units(net, capsys):
+    assert run(net, budget="1.5G") == 0
+    assert "budget 1.50 GiB" in capsys.readouterr().out
+
+
+def test_what_to_do_is_said_in_options_of_the_command(net, capsys):
+    """Not in arguments of the Python function."""
+    assert run(net, model=f"{net}:single_steps") == 2
+    error = capsys.readouterr().err
+    assert "--batch-dim 0 and one step's shape" in error and "batch_dim" not in error and "plan: plan" not in error
+    assert run(net, batch_dim="0", budget="1GiB", max_batch=True) == 2
+    assert re.fullmatch(r"memext plan: dimension 0 looks like time: .* a LIFNode is .* pass --batch-dim 1 if the "
+                        r"samples are in dimension 1\n", capsys.readouterr().err)
+    assert run(net, model=f"{net}:single_steps", input="8,3,16,16", budget="1GiB", max_batch=True) == 0
+    assert "(--batch-dim 0)?" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("changes", [{"budget": "much"}, {"max_batch": True}, {"optimizer": "sgdd"}, {"device": "tpu"},
+                                     {"batch_dim": "2"}, {"json": "nowhere/x.json"}, {"input": "7"}])
+def test_arguments_are_checked_before_the_model_is_built(net, capsys, changes):
+    assert run(net, model=f"{net}:crash", **changes) == 2
+    assert "built" not in capsys.readouterr().err
+    assert run(net, model=f"{net}:crash") == 2
+    assert "the factory raised ValueError: built" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes, words", [
@@ -99,11 +136,11 @@ def test_nothing_fits(net, capsys):
     ({"input": "4,x"}, "--input '4,x' is not a shape"),
     ({"input": "7"}, "no dimension 1 for the batch"),
     ({"input": "4,8,5,16,16"}, r"on input \(4, 8, 5, 16, 16\) raised"),
-    ({"budget": "24 parsecs"}, "budget is '24 parsecs'; allowed"),
-    ({"max_batch": True}, "max_batch needs a budget"),
-    ({"optimizer": "sgdd"}, "optimizer is 'sgdd'; allowed: sgd, momentum"),
-    ({"batch_dim": "3"}, "batch_dim is 3; allowed"),
-    ({"device": "tpu"}, "device is 'tpu'; allowed"),
+    ({"budget": "24 parsecs"}, "--budget '24 parsecs' is no size; allowed: .*24GiB"),
+    ({"max_batch": True}, "--max-batch needs a budget, e.g. --budget"),
+    ({"optimizer": "sgdd"}, "--optimizer 'sgdd' is unknown; allowed: sgd, momentum"),
+    ({"batch_dim": "3"}, "--batch-dim is 3; allowed: 0 or 1$"),
+    ({"device": "tpu"}, "--device is 'tpu'; allowed: cpu or cuda$"),
     ({"json": "nowhere/plan.json"}, "--json 'nowhere/plan.json': there is no folder"),
     ({"json": "."}, "--json .*cannot be written"),
 ], ids=lambda value: "" if isinstance(value, str) else " ".join(f"{k}={v}" for k, v in value.items()))

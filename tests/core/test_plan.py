@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 
@@ -57,7 +58,8 @@ def measured(net: nn.Module, x: torch.Tensor, method: str, options: dict) -> int
     functional.reset_net(net)
 
     def step() -> None:
-        mean_of_outputs(net(x)).backward()
+        out = net(x)  # held until the end, as the plan takes it
+        mean_of_outputs(out).backward()
 
     step()  # libraries are loaded, what is found once is found
     functional.reset_net(net)
@@ -79,7 +81,8 @@ def against_measure(net: nn.Module, x: torch.Tensor) -> dict[str, float]:
 
 # ---- against measured steps -------------------------------------------------------------------------------------
 
-QUICK = ("spiking_vgg11_bn", "sew_resnet18-ADD", "spikformer", "ms_resnet")
+QUICK = ("sew_resnet18-ADD", "spikformer")
+EXACT = (*QUICK, "spiking_vgg11_bn", "ms_resnet")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in ZOO])
@@ -93,7 +96,7 @@ def test_the_zoo_as_measured(name):
     assert {"native", "neuron"} <= set(off)
     assert max(map(abs, off.values())) < PROMISED
     # Where nothing learns inside a neuron (see below) and the graph tells all spikes (a real step looks at the values).
-    known = off if name in QUICK else {"native": off["native"]}
+    known = off if name in EXACT else {"native": off["native"]}
     assert max(map(abs, known.values())) < CLOSE
 
 
@@ -102,7 +105,7 @@ def test_a_replayed_native_neuron_is_the_neuron_run_through():
     planner = Planner(net, (5, 4, 3, 8, 8), 1, mean_of_outputs, "cpu", None)
     replayed = planner.peak(NATIVE, {}, 4)
     planner.traces.clear()
-    planner._neurons = lambda model, ours: []
+    planner._neurons = lambda model, ours, as_written=True: []
     through = planner.peak(NATIVE, {}, 4)
     assert replayed.step == pytest.approx(through.step, rel=CLOSE)
     assert replayed.activations == pytest.approx(through.activations, rel=CLOSE)
@@ -220,21 +223,21 @@ def test_the_peak_may_be_in_the_optimizers_step():
 # ---- budgets and batches ----------------------------------------------------------------------------------------
 
 def test_the_fastest_that_fits_is_chosen():
-    net, shape = small(3), (4, 8, 3, 16, 16)
-    peaks = {m.name: m.peak.peak for m in plan(net, shape).methods}
+    free = plan(small(3), (4, 8, 3, 16, 16))
+    peaks = {m.name: m.peak.peak for m in free.methods}
     assert peaks["neuron"] < peaks["native"]
-    roomy = plan(net, shape, budget=peaks["native"])
+    roomy = dataclasses.replace(free, budget=peaks["native"])
     assert choose(roomy) == (roomy.methods[0].method, roomy.methods[0].options)
     for name, peak in peaks.items():
-        found = plan(net, shape, budget=peak)
+        found = dataclasses.replace(free, budget=peak)
         assert peaks[found.chosen.name] <= peak
         earlier = [m.name for m in found.methods[:found.methods.index(found.chosen)]]
         assert all(peaks[other] > peak for other in earlier), (name, earlier)
-    assert plan(net, shape).chosen.peak.peak == min(peaks.values())
+    assert free.chosen.peak.peak == min(peaks.values())
 
 
 def test_nothing_fits_names_the_smallest_peak_and_what_to_change():
-    net, shape = small(3), (8, 16, 3, 16, 16)
+    net, shape = small(2), (8, 16, 3, 12, 12)
     free = plan(net, shape)
     found = plan(net, shape, budget=free.smallest.peak.peak // 3)
     assert found.chosen is None
@@ -242,22 +245,19 @@ def test_nothing_fits_names_the_smallest_peak_and_what_to_change():
         choose(found)
     assert free.smallest.name in found.advice[0]
     batch = int(found.advice[1].split("batch of ")[1].split()[0])
-    assert plan(net, (8, batch, 3, 16, 16))[free.smallest.name].peak.peak <= found.budget
     steps = int(found.advice[1].split("T = ")[1].split()[0])
-    assert plan(net, (steps, 16, 3, 16, 16))[free.smallest.name].peak.peak <= found.budget
-
-
-def test_not_even_the_parameters_fit():
-    found = plan(small(3), (2, 2, 3, 8, 8), budget=1000, optimizer="adam")
-    with pytest.raises(MemextError, match="Parameters and optimizer state alone"):
-        choose(found)
+    planner = Planner(net, shape, 1, mean_of_outputs, "cpu", None)
+    peak = lambda *at: planner.peak(free.smallest.method, free.smallest.options, *at).peak  # noqa: E731
+    assert peak(batch) <= found.budget < peak(batch + 1)
+    assert peak(16, steps) <= found.budget < peak(16, 2 * steps)
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
-    net, budget = small(3), 3_000_000
-    found = plan(net, (4, 2, 3, 16, 16), budget=budget, max_batch=True)
+    net, budget, shape = small(2), 2_000_000, (4, 2, 3, 16, 16)
+    found = plan(net, shape, budget=budget, max_batch=True)
+    planner = Planner(net, shape, 1, mean_of_outputs, "cpu", None)
     for m in found.methods:
-        at = {n: plan(net, (4, n, 3, 16, 16))[m.name].peak.peak for n in (m.largest_batch, m.largest_batch + 1)}
+        at = {n: planner.peak(m.method, m.options, n).peak for n in (m.largest_batch, m.largest_batch + 1)}
         assert m.largest_batch > 2 and at[m.largest_batch] == m.at_largest.peak
         assert at[m.largest_batch] <= budget < at[m.largest_batch + 1], (m.name, m.largest_batch, at)
     assert found["neuron"].largest_batch > found["native"].largest_batch
@@ -294,7 +294,7 @@ def test_a_batch_that_is_part_of_the_model():
 
 @pytest.mark.parametrize("text, wanted", [
     ("24GiB", 24 * 2**30), ("1.5 GiB", 3 * 2**29), ("800MB", 800 * 10**6), ("2gb", 2 * 10**9), ("4096", 4096),
-    (4096, 4096), ("7 KiB", 7168)])
+    (4096, 4096), ("7 KiB", 7168), ("24G", 24 * 2**30), ("1.5g", 3 * 2**29), ("512 M", 2**29), ("7k", 7168)])
 def test_budgets(text, wanted):
     assert bytes_of(text) == wanted
 
@@ -302,7 +302,7 @@ def test_budgets(text, wanted):
 # ---- nothing is changed, nothing is allocated -------------------------------------------------------------------
 
 def test_the_model_stays_as_it_is():
-    net, x = small(), torch.randn(2, 2, 3, 8, 8)
+    net, x = small(1), torch.randn(2, 2, 3, 8, 8)
     net(x)  # leaves states behind
     before = {k: v.clone() for k, v in net.state_dict().items()}
     classes = [type(m) for m in net.modules()]
@@ -387,7 +387,7 @@ def test_a_deep_network_takes_seconds():
 # ---- text -------------------------------------------------------------------------------------------------------
 
 def test_the_table_and_the_json(tmp_path):
-    found = plan(small(), (4, 2, 3, 8, 8), budget="1GiB", optimizer="sgd", max_batch=True)
+    found = plan(small(1), (4, 2, 3, 8, 8), budget="1GiB", optimizer="sgd", max_batch=True)
     text = found.table()
     for word in ("native", "neuron", "largest batch", "budget 1.00 GiB", "fastest that fits", "[4, 2, 3, 8, 8]"):
         assert word in text, word
@@ -446,14 +446,17 @@ def test_a_model_that_looks_at_values_is_named():
 
 
 def test_an_unknown_method_of_a_plan():
+    found = plan(small(), SHAPE)
     with pytest.raises(MemextError, match=r"no method 'magic'; planned: .*native"):
-        plan(small(), SHAPE)["magic"]
+        found["magic"]
+    assert found["recompute"] is found["recompute(balanced)"]  # its default, as for retrofit
 
 
 def test_a_method_that_fails_is_named_and_the_others_are_planned(monkeypatch):
     def broken(framework, net):
         raise MemextError("not today")
 
+    broken.same_network = True
     monkeypatch.setitem(sj_memext.retrofit.__self__.methods, "broken", broken)
     found = plan(small(), SHAPE)
     assert found["broken"].problem == "not today" and found["broken"].peak is None
@@ -461,7 +464,10 @@ def test_a_method_that_fails_is_named_and_the_others_are_planned(monkeypatch):
     assert found.methods[-1].name == "broken"  # its speed is unknown
 
 
-def test_auto_is_no_method_of_its_own(monkeypatch):
-    monkeypatch.setitem(sj_memext.retrofit.__self__.methods, "auto", lambda framework, net: None)
-    assert "auto" not in [m.name for m in plan(small(), SHAPE).methods]
-    assert _plan_methods.FASTEST_FIRST[0] == "neuron"
+def test_only_methods_that_compute_the_same_network_are_planned(monkeypatch):
+    """One that makes another network of it, as "reversible" does, must not be chosen for its memory."""
+    methods = sj_memext.retrofit.__self__.methods
+    monkeypatch.setitem(methods, "another_network", lambda framework, net: None)
+    found = plan(small(1), SHAPE)
+    assert sorted(m.name for m in found.methods) == sorted(_plan_methods.FASTEST_FIRST)
+    assert "auto" in methods and found.methods[0].name == _plan_methods.FASTEST_FIRST[0] == "neuron"
