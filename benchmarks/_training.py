@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sj_memext
 from benchmarks._networks import Network
+from shared_core._plan_methods import keeps_network
 from sj_memext.retrofit import METHODS
 
 NATIVE, CHECKPOINT = "native", "checkpoint"
@@ -36,7 +37,7 @@ def ours(methods: Mapping[str, Callable]) -> dict[str, tuple[str, dict[str, str]
     found = {}
     for method, function in methods.items():
         options = inspect.signature(function).parameters
-        if method == "auto":
+        if method == "auto" or not keeps_network(method, function):
             continue
         if "prefer" in options:
             found |= {f"{method} {prefer}": (method, {"prefer": prefer}) for prefer in PREFER}

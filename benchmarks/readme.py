@@ -8,6 +8,8 @@ import json
 import re
 from pathlib import Path
 
+from benchmarks._readme_reversible import memory_rows, neuron_rows
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -122,9 +124,88 @@ def accuracy_unroll() -> str:
                      "seeds", "points to BPTT", "weights apart from BPTT's"], table)
 
 
+def sharing_cpu() -> str:
+    """Peak and time of shared membranes beside the network that shares nothing."""
+    data, table = json.loads((RESULTS / "sharing_cpu.json").read_text()), []
+    peak, time, stepped = "peak of native's", "time of native's", "time of time outermost's"
+    for row in data["rows"]:
+        start = [f"{row['network']}, {row['variant']}"]
+        if "failed" in row:
+            table.append([*start, row["failed"], *[""] * 5])
+            continue
+        table.append([*start, f"{row['membranes, MiB']:.1f}", f"{row['peak, MiB']:.0f} MiB",
+                      f"{row[peak]:.2f}x", f"{row['step, ms']:.0f} ms",
+                      f"{row[time]:.2f}x", f"{row[stepped]:.2f}x"])
+    return markdown([f"one training step, T = {data['shape'][0]}, batch {data['shape'][1]}, {data['threads']} threads",
+                     "membranes in the forward pass, MiB", "peak", "of native's", "time", "of native's",
+                     "of time outermost's"], table)
+
+
+def reversible_memory() -> str:
+    return markdown(*memory_rows(RESULTS / "reversible_memory.json"))
+
+
+def reversible_neuron_cpu() -> str:
+    return markdown(*neuron_rows(RESULTS / "reversible_neuron_cpu.json"))
+
+
+def reversible_depth_cpu() -> str:
+    """Peak, time and gradients of a step against the number of reversible blocks."""
+    data, table = json.loads((RESULTS / "reversible_depth_cpu.json").read_text()), []
+    for row in data["rows"]:
+        start = [f"{row['blocks']} blocks, {row['method']}"]
+        if "failed" in row:
+            table.append([*start, row["failed"], *[""] * 6])
+            continue
+        of = lambda figure, form, row=row: f"{row[figure]:{form}}" if figure in row else ""  # noqa: E731
+        table.append([*start, of("peak, MiB", ".1f"), of("peak of plain's", ".3f"), of("resident, MiB", ".1f"),
+                      of("kept, MiB", ".2f"), of("step, ms", ".0f"), of("time of plain's", ".2f"),
+                      of("gradients unlike plain's", ".0e")])
+    return markdown([f"one training step in depth, {data['threads']} threads", "peak, MiB", "of plain's",
+                     "resident, MiB", "kept, MiB", "ms", "time of plain's", "gradients unlike plain's"], table)
+
+
+def t_revsnn_memory() -> str:
+    """MB per image beside the paper's; then against T, every column alike, with the slope."""
+    data = json.loads((RESULTS / "t_revsnn_memory.json").read_text())
+    allowed = {row["method"]: row for row in data["slopes"]}
+    table = []
+    for row in data["rows"]:
+        paper = row["paper's"]
+        asked = "" if row["met"] is None else f" (at most {paper}{'' if row['met'] else ': NO'})"
+        table.append([f"channels {row['channels']}, T=4, {row['method']}", f"{row['MB per image']:.1f}",
+                      f"{row['at batch 64, MB per image']:.1f}{asked}", f"{row['kept, MB per image']:.1f}", ""])
+    for row in data["growth"]:
+        if row["T"] != 4:
+            slope = allowed[row["method"]]
+            table.append([f"channels (64, 128, 256, 384), T={row['T']}, {row['method']}", f"{row['MB per image']:.1f}",
+                          f"{row['at batch 64, MB per image']:.1f}", f"{row['kept, MB per image']:.1f}",
+                          f"{slope['peak, B per state and column']:.2f}"])
+    return markdown(["one training step, float16, 224x224, MB per image", "peak",
+                     "with gradients, 64 images (the paper's)", "kept for backward", "more per state and column, B"],
+                    table)
+
+
+def accuracy_sharing() -> str:
+    """Table VI's form: per split and reset, the mean over seeds, and in brackets the points to native of its kind."""
+    data = json.loads((RESULTS / "accuracy_sharing.json").read_text())
+    columns = list(dict.fromkeys((row["split"], row["reset"]) for row in data["summary"]))
+    found = {(row["split"], row["reset"], row["variant"]): row for row in data["summary"]}
+    table = []
+    for variant in dict.fromkeys(row["variant"] for row in data["summary"]):
+        cells = []
+        for row in (found.get((*column, variant)) for column in columns):
+            points = f" ({100 * row['to native of its kind']:+.2f})" if row and variant.startswith("[") else ""
+            cells.append("-" if row is None else f"{row['accuracy']:.2%}{points}")
+        table.append([variant, *cells])
+    return markdown([f"human activities, T = {data['T']}, {data['summary'][0]['seeds']} seeds",
+                     *(f"{split}, {reset} reset" for split, reset in columns)], table)
+
+
 # A table is there once its results are.
 TABLES = {make.__name__: make for make in (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu,
-                                           accuracy_unroll)
+                                           accuracy_unroll, sharing_cpu, accuracy_sharing, reversible_memory,
+                                           reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory)
           if (RESULTS / f"{make.__name__}.json").exists()}
 
 

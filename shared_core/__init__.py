@@ -1,6 +1,10 @@
 """The maths of spiking neurons, the kernels that run it, and what measures them. Knows no framework.
 
-functional.py   the public maths            dynamics.py     what each neuron computes, in plain Torch
-surrogate.py    surrogate gradients         kernels/        the same, as C++ and CUDA (neuron.h)
-memory.py       measure()                   registry.py     neurons by name, entry points
+functional.py   the public maths                  dynamics.py     what each neuron computes, in plain Torch
+surrogate.py    surrogate gradients               kernels/        the same, as C++ and CUDA (neuron.h)
+memory.py       measure(), plan(), lif_memory()   registry.py     neurons by name, entry points
+retrofit.py     how a built model is changed      chain/          multi-step: spikes as bits, layers rebuilt
+temporal/       step by step: unroll()            sharing/        membranes shared between layers (EfficientLIF-Net)
+reversible/     neurons, blocks and columns that can be run backwards (RevSNN, T-RevSNN)
+hardware/       energy, latency and area of a trained network
 """

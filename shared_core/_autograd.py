@@ -47,7 +47,8 @@ def run(spec: Spec, backend: ModuleType, x: Tensor, state: tuple[Tensor | None, 
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *state, *params))):
         return backend.forward(spec, x, state, params, keep=False)
     learn = any(p.requires_grad for p in params)
-    stepping = x.shape[0] == 1 and any(s is not None for s in state)  # at rest, the input alone is as small
+    # At rest, the input alone is as small as a trace.
+    stepping = x.shape[0] * spec.groups == 1 and any(s is not None for s in state)
     if stepping and backend is not reference and _trace_suffices(spec, learn):
         flat = _SingleStep.apply(spec, backend, x, *state, *params)
     else:

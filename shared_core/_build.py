@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parent / "kernels"
-SOURCES = (KERNELS / "cpu.cpp", KERNELS / "tensor_cpu.cpp")
+SOURCES = (KERNELS / "cpu.cpp", KERNELS / "tensor_cpu.cpp", KERNELS / "reversible_cpu.cpp")
 LIBRARIES = Path(__file__).resolve().parent / "_lib"
 
 # -ffp-contract=off: the frameworks round after every operation; a fused multiply-add flips spikes.

@@ -4,8 +4,10 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 import warnings
+from functools import lru_cache
 
 __all__ = ["Later", "Reported", "distribution", "key_of", "load", "owner_of", "points", "resolve", "split", "warn",
            "why_missing"]
@@ -17,6 +19,20 @@ class Later(Exception):
 
 def points(group: str) -> list[importlib.metadata.EntryPoint]:
     """Ours first, then by name of the distribution: who is refused does not depend on the search path."""
+    return list(_points(group, tuple((path, _changed(path)) for path in sys.path)))
+
+
+def _changed(path: str) -> float | None:
+    try:
+        return os.stat(path or ".").st_mtime
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=16)
+def _points(group: str, path: tuple) -> list[importlib.metadata.EntryPoint]:
+    """A search takes tens of milliseconds, and every call of temporal.unroll asks. The folders on the path change when
+    something is installed."""
     found = importlib.metadata.entry_points(group=group)
     return sorted(found, key=lambda point: (distribution(point) != "memext", distribution(point), point.name))
 

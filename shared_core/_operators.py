@@ -59,15 +59,16 @@ def _traced() -> bool:
 
 
 def run(dynamics: Dynamics, surrogate: Surrogate, spike_dtype: torch.dtype | None, record: bool, bits: bool,
-        online: bool, backend: str, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor]) -> Outputs:
+        online: bool, backend: str, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor],
+        groups: int = 1) -> Outputs:
     """One call through the operator; opaque surrogates: the reference loop, traced."""
     if surrogate.fn is not None:
-        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online, groups)
         return traced(spec, x, state, params)
     fields = tuple(_fixed(getattr(dynamics, name)) for name in type(dynamics).__match_args__)
     surrogate_params = tuple(_fixed(p) for p in surrogate.params)
     text, name = _constants(dynamics.name, fields, surrogate.name, surrogate_params, spike_dtype, record, bits,
-                            online, x.device.type, backend)
+                            online, groups, x.device.type, backend)
     present = [s for s in state if s is not None]
     given = [s is not None for s in state]
     if not torch.compiler.is_compiling() and _functorch_active():
@@ -87,11 +88,11 @@ def _fixed(value):
 
 
 def _constants(dynamics: str, fields: tuple, surrogate: str, surrogate_params: tuple[float, ...],
-               spike_dtype: torch.dtype | None, record: bool, bits: bool, online: bool, device_type: str,
-               backend: str) -> tuple[str, str]:
+               spike_dtype: torch.dtype | None, record: bool, bits: bool, online: bool, groups: int,
+               device_type: str, backend: str) -> tuple[str, str]:
     """(spec as text, name of the backend). Plain values only, each of which a compiled graph is guarded on."""
     spec = Spec(DYNAMICS[dynamics](*fields), Surrogate(surrogate, surrogate_params), spike_dtype, record, bits,
-                online)
+                online, groups)
     if device_type == "meta":  # nothing will run: describe what the kernels of a real device would do
         fused = spec.dynamics.struct is not None and spec.surrogate.kernel_id is not None
         return spec.to_json(), "native" if fused and backend != "reference" else "reference"
@@ -115,8 +116,12 @@ def _spread(present: Sequence, mask: Sequence[bool]) -> list:
     return [next(rest) if given else None for given in mask]
 
 
-def _anchored(x: Tensor, backend: str, keep: bool) -> bool:
-    return keep and backend != "reference" and x.shape[0] > BLOCK
+def _anchored(x: Tensor, spec: Spec, backend: str, keep: bool) -> bool:
+    return keep and backend != "reference" and x.shape[0] * spec.groups > BLOCK
+
+
+def _membrane(layout: Layout, spec: Spec) -> Layout:
+    return layout.shared(spec.groups, spec.channel)[0]
 
 
 def _dense(layout: Layout, t: Tensor, lead: int, dtype: torch.dtype) -> Tensor:
@@ -137,26 +142,27 @@ def multi_step(x: Tensor, state: Sequence[Tensor], params: Sequence[Tensor], spe
     described, layout = Spec.from_json(spec), layout_of(x)
     out = backends._module(backend).forward(described, x, _spread(state, given), params, keep=keep)
     if backend == "reference":
-        compute = described.dtype_of_state(x)
+        compute, membrane = described.dtype_of_state(x), _membrane(layout, described)
         out.spikes = _dense(layout, out.spikes, 1, out.spikes.dtype)
-        out.final = tuple(_dense(layout, s, 0, compute) for s in out.final)
-        out.sequence = tuple(_dense(layout, s, 1, compute) for s in out.sequence)
+        out.final = tuple(_dense(membrane, s, 0, compute) for s in out.final)
+        out.sequence = tuple(_dense(membrane, s, 1, compute) for s in out.sequence)
     return [out.spikes, *out.final, *out.sequence, *([out.bits] if described.bits else ()),
-            *([out.anchors] if _anchored(x, backend, keep) else ())]
+            *([out.anchors] if _anchored(x, described, backend, keep) else ())]
 
 
 @multi_step.register_fake
 def _(x, state, params, spec, backend, given, keep):
     described, layout, steps = Spec.from_json(spec), layout_of(x), x.shape[0]
     count, compute = len(described.dynamics.states), described.dtype_of_state(x)
-    new = lambda *lead: layout.empty(*lead, dtype=compute, device=x.device)  # noqa: E731
+    membrane = _membrane(layout, described)
+    new = lambda *lead: membrane.empty(*lead, dtype=compute, device=x.device)  # noqa: E731
     out = [layout.empty(steps, dtype=described.dtype_of_spikes(x), device=x.device), *(new() for _ in range(count))]
     if described.record:
         out += [new(steps) for _ in range(count)]
     if described.bits:
         out.append(torch.empty((steps, (layout.neurons + 7) // 8), dtype=torch.uint8, device=x.device))
-    if _anchored(x, backend, keep):
-        out.append(new((steps - 1) // BLOCK, count))
+    if _anchored(x, described, backend, keep):
+        out.append(new((steps * described.groups - 1) // BLOCK, count))
     return out
 
 
@@ -164,7 +170,7 @@ def _save_forward(ctx, inputs, output):
     x, state, params, ctx.spec, ctx.backend, ctx.given, keep = inputs
     described = Spec.from_json(ctx.spec)
     ctx.count, ctx.states, ctx.record = len(state), len(described.dynamics.states), described.record
-    anchors = output[-1] if _anchored(x, ctx.backend, keep) else None
+    anchors = output[-1] if _anchored(x, described, ctx.backend, keep) else None
     ctx.save_for_backward(x, *state, *params, anchors)
     ctx.mark_non_differentiable(*([anchors] if anchors is not None else ()),
                                 *(t for t in output if t.dtype == torch.uint8))
@@ -208,7 +214,7 @@ def multi_step_backward(x: Tensor, state: Sequence[Tensor], params: Sequence[Ten
             described, x, _spread(state, given), params, anchors, upstream[0], upstream[1:1 + count],
             upstream[1 + count:] or (None,) * count, needs[0], need_state, needs[1 + len(state):])
     found = [_promised(layout, grad_x, 1, x)] if needs[0] else []
-    found += [_promised(layout, g, 0, s)
+    found += [_promised(_membrane(layout, described), g, 0, s)
               for g, s, need in zip(_keep(grad_state, given), state, needs[1:]) if need]
     return found + [torch.zeros(p.shape, dtype=p.dtype, device=p.device) if g is None
                     else g.clone(memory_format=torch.contiguous_format)
@@ -236,8 +242,9 @@ def _promised(layout: Layout, g: Tensor | None, lead: int, like: Tensor) -> Tens
 @multi_step_backward.register_fake
 def _(x, state, params, anchors, grads, spec, backend, given, has, needs):
     layout = layout_of(x)
+    membrane = _membrane(layout, Spec.from_json(spec))
     out = [layout.empty(x.shape[0], dtype=x.dtype, device=x.device)] if needs[0] else []
-    out += [layout.empty(dtype=s.dtype, device=s.device) for s, need in zip(state, needs[1:]) if need]
+    out += [membrane.empty(dtype=s.dtype, device=s.device) for s, need in zip(state, needs[1:]) if need]
     return out + [torch.empty(p.shape, dtype=p.dtype, device=p.device)
                   for p, need in zip(params, needs[1 + len(state):]) if need]
 
@@ -294,7 +301,7 @@ class _Transformed(torch.autograd.Function):
         ctx.spec, ctx.backend, ctx.given, ctx.present, x, *tensors = inputs
         described = Spec.from_json(ctx.spec)
         ctx.outputs = 1 + len(described.dynamics.states) * (2 if described.record else 1)
-        anchors = output[-1] if _anchored(x, ctx.backend, True) else None
+        anchors = output[-1] if _anchored(x, described, ctx.backend, True) else None
         ctx.mark_non_differentiable(*output[ctx.outputs:])
         ctx.save_for_backward(x, *tensors, anchors)
         ctx.set_materialize_grads(False)
@@ -362,7 +369,7 @@ def _(info, in_dims, x, state, params, spec, backend, given, keep):
     x = _fold(x, in_dims[0], size, 1)
     state = [_fold(s, d, size, 0) for s, d in zip(state, in_dims[1])]
     params = [_fold_param(p, d, size, x.dim() - 2) for p, d in zip(params, in_dims[2])]
-    plain = replace(described, bits=False)
+    plain = replace(described, bits=False, channel=described.channel + 1)
     out = list(multi_step(x, state, params, plain.to_json(), backend, given, keep))
     count = len(described.dynamics.states)
     dims = [1] + [0] * count + [1] * (count if described.record else 0)
@@ -374,7 +381,8 @@ def _(info, in_dims, x, state, params, spec, backend, given, keep):
 
 @multi_step_backward.register_vmap
 def _(info, in_dims, x, state, params, anchors, grads, spec, backend, given, has, needs):
-    size, count = info.batch_size, len(Spec.from_json(spec).dynamics.states)
+    described, size = Spec.from_json(spec), info.batch_size
+    count, spec = len(described.dynamics.states), replace(described, channel=described.channel + 1).to_json()
     shapes = [p.shape if d is None else p.movedim(d, 0).shape[1:] for p, d in zip(params, in_dims[2])]
     x = _fold(x, in_dims[0], size, 1)
     state = [_fold(s, d, size, 0) for s, d in zip(state, in_dims[1])]

@@ -85,7 +85,7 @@ def fake_copy(model: nn.Module, device: str) -> nn.Module:
     """
     memo: dict[int, object] = {}
     for module in model.modules():
-        for t in tensors_in(list(vars(module).values())):  # parameters, buffers, states, tables
+        for t in tensors_in([*vars(module).values(), *_of_hooks(module)]):  # parameters, buffers, states, tables, masks
             if id(t) not in memo:
                 memo[id(t)] = fake_like(t if t.is_leaf else t.detach(), device)
     try:
@@ -94,3 +94,9 @@ def fake_copy(model: nn.Module, device: str) -> nn.Module:
         raise MemextError(f"plan: this {type(model).__name__} cannot be copied ({type(problem).__name__}: {problem}); "
                           "copy.deepcopy(model) has to work; plan before hooks or handles that cannot be copied are "
                           "attached") from problem
+
+
+def _of_hooks(module: nn.Module) -> list[dict]:
+    """Attributes of hooks that are objects, as the masks of torch.nn.utils.prune."""
+    hooks = [hook for held in (module._forward_pre_hooks, module._forward_hooks) for hook in held.values()]
+    return [dict(vars(hook)) for hook in hooks if hasattr(hook, "__dict__") and not isinstance(hook, nn.Module)]

@@ -23,13 +23,21 @@ from ._plan_problem import TimeAsBatch, is_ours, of_memext, of_model, of_other_b
 from ._plan_trace import Trace, trace
 from .errors import MemextError
 
-__all__ = ["DEFAULT", "FASTEST_FIRST", "NATIVE", "Floor", "MethodPlan", "Planner", "inputs_of"]
+__all__ = ["DEFAULT", "FASTEST_FIRST", "NATIVE", "Floor", "MethodPlan", "Planner", "inputs_of", "keeps_network"]
 
 NATIVE = "native"
-SAME_NETWORK = ("neuron", "compress", "recompute")  # others make another one, and are not to be chosen by their memory
+SAME_NETWORK = ("neuron", "compress", "recompute")
 DEFAULT = "balanced"  # of recompute's option `prefer`
 # From fast to slow, as the benchmarks of training steps on the CPU measured it; a method not listed comes last.
 FASTEST_FIRST = ("neuron", "recompute(speed)", "compress", "recompute(balanced)", NATIVE, "recompute(memory)")
+
+
+def keeps_network(name: str, method: Callable) -> bool:
+    """Does a method of retrofit compute the same network? Others are not to be chosen by their memory.
+
+    A method of another package says so by the attribute `same_network = True` of its function.
+    """
+    return name in SAME_NETWORK or getattr(method, "same_network", False)
 
 
 @dataclass(frozen=True)
@@ -77,15 +85,12 @@ class Planner:
         self.calls = 0  # most calls of one neuron in a step on the sample
 
     def listed(self) -> list[tuple[str, dict]]:
-        """Every method that computes the same network, with its options, the fastest first.
-
-        A method of another package is one where its function has the attribute `same_network = True`.
-        """
+        """Every method that computes the same network, with its options, the fastest first."""
         found: list[tuple[str, dict]] = [(NATIVE, {})]
         if self.adapter is not None:
             from .chain.policy import PREFERENCES
             for name, method in self.adapter.METHODS.items():
-                if name not in SAME_NETWORK and not getattr(method, "same_network", False):
+                if not keeps_network(name, method):
                     continue
                 takes = inspect.signature(method).parameters
                 found += [(name, {"prefer": p}) for p in PREFERENCES] if "prefer" in takes else [(name, {})]

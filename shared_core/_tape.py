@@ -101,12 +101,12 @@ class Tape:
             _current.reset(token)
             self._given, self._solved = None, None
 
-    def step(self, dynamics, surrogate, spike_dtype, record: bool, online: bool, x: Tensor, state, params
-             ) -> Outputs | None:
+    def step(self, dynamics, surrogate, spike_dtype, record: bool, online: bool, groups: int, x: Tensor, state,
+             params) -> Outputs | None:
         """One call of functional.multi_step; None: it is to run as ever."""
         backend = backends.choose(dynamics, surrogate, x.device, "auto")
         fits = backend is not reference and surrogate.fn is None
-        spec = Spec(dynamics, surrogate, spike_dtype, record, True, online)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, True, online, groups)
         i, self._count = self._count, self._count + 1
         if self._given is None:
             return self._record(spec, backend, x, state, params) if fits else self._pass_by()
@@ -122,7 +122,10 @@ class Tape:
     def _record(self, spec: Spec, backend, x, state, params) -> Outputs:
         out = backend.forward(spec, x, state, params, keep=False)
         self.bits[-1].append(out.bits)
-        self.calls.append(Call(spec.dynamics, spec.surrogate, params, tuple(state), tuple(out.final)))
+        # A membrane that channel groups share takes `groups` steps at a time: too many divisions to solve them.
+        solvable = spec.groups == 1
+        self.calls.append(Call(spec.dynamics, spec.surrogate, params, tuple(state), tuple(out.final)) if solvable
+                          else None)
         return out
 
     def _pass_by(self) -> None:

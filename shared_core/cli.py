@@ -213,6 +213,66 @@ def neurons(args):
     return 0
 
 
+@command(
+    "energy", "what one sample costs on hardware: energy, cycles and area of a model, or of a table of layers",
+    argument("target", metavar="MODEL-OR-TABLE",
+             help="module:factory, called without arguments, returns the model; or a table of layers, .csv or .json"),
+    argument("--sample", metavar="MODULE:FUNCTION",
+             help="of a model: called without arguments, returns a batch of real input, [T,N,...] where the model "
+                  "takes a sequence or is called once a step"),
+    argument("--input", metavar="SHAPE", help="instead of --sample: shape of a random input, e.g. 4,8,3,32,32"),
+    argument("--time-steps", metavar="T", help="default: the sample's, or the table's"),
+    argument("--sparsity", metavar="S",
+             help="share of inputs that are 0, for all layers; or 'weights', to skip zero weights too; default: "
+                  "each layer's own"),
+    argument("--dataflow", metavar="NAME",
+             help="of SATA: tick-batch (the default), output-stationary, weight-stationary"),
+    argument("--lif-units", metavar="N",
+             help="of SATA; default: one for each processing element, or by the model's C#n"),
+    argument("--array", metavar="ROWSxCOLUMNS", help="of SATA; default: 16x8"),
+    argument("--compat", metavar="TOOL", help="sata-2023 or sata-2024: as the published tool counts"),
+    argument("--compare", metavar="OTHER", nargs="+",
+             help="a second model or table, or 'same'; then settings that differ, e.g. same lif_units=32 T=2"),
+    argument("--layers", action="store_true", help="also print a line per layer"),
+    argument("--table", metavar="PATH", help="write the table of layers there, .csv or .json"),
+    argument("--json", metavar="PATH", nargs="?", const=_PRINT,
+             help="write the figures there; without PATH, print them"),
+    argument("--png", metavar="PATH", help="draw stacked bars there"),
+)
+def energy(args):
+    from .hardware import command
+
+    for option, path in (("--json", args.json), ("--png", args.png), ("--table", args.table)):
+        _folder_of(path, option)
+    with _blame("a file cannot be written:", OSError):
+        values, text, plot = command.energy(args, lambda target: _layers(args, target))
+    _show(args, text, values)
+    if args.png:
+        with _blame(f"--png {args.png}: cannot be written:", OSError):
+            plot(args.png)
+        if args.json != _PRINT:
+            print(f"wrote {args.png}")
+    return 0
+
+
+def _layers(args, target):
+    """The layer table of a model, on the sample that the arguments name."""
+    from .hardware import layer_table
+
+    if (args.sample is None) == (args.input is None):
+        raise MemextError(f"{target!r} is a model; pass either --sample module:function, which returns a batch of real "
+                          "input, or --input SHAPE, for a random one (a table of layers ends in .csv or .json)")
+    factory = _load(target, "MODEL-OR-TABLE")
+    if args.sample is None:
+        model, x = _build(factory, target, _shape(args.input), "cpu")
+    else:
+        function = _load(args.sample, "--sample")
+        with _blame(f"--sample {args.sample!r} raised"):
+            x = function()
+        model = _model(factory, target)
+    return layer_table(model, x)
+
+
 def main(argv=None):
     """Runs `memext` with the given arguments (default: the program's) and returns the exit status.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import _operators, _tape, backends
 from ._autograd import keep_inputs, run
+from ._groups import check_groups, membrane_shape
 from .dynamics import IF, LIF, Dynamics, Leaky, ParametricLIF
 from .errors import MemextError
 from .spec import Spec
@@ -36,7 +37,8 @@ class MultiStep(NamedTuple):
 
 def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | None = None,
                params: Sequence[Tensor] = (), *, surrogate: Surrogate, spike_dtype: torch.dtype | None = None,
-               record: bool = False, bits: bool = False, online: bool = False, backend: str = "auto") -> MultiStep:
+               record: bool = False, bits: bool = False, online: bool = False, groups: int = 1, backend: str = "auto"
+               ) -> MultiStep:
     """T steps of one layer of neurons.
 
     x: [T, *shape], T >= 1, float16/bfloat16/float32/float64, any strides. Half types are computed in float32.
@@ -46,6 +48,9 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     bits: return the spikes packed as bits, written by the same kernel.
     online: the gradient of SLTT (Meng et al. 2023, Eq. 12 and 13): the state before each step, the given one included,
         is a constant, so nothing flows back in time.
+    groups: the channels (dimension 1 of a step [N, C, *]) are split into so many groups, which one membrane serves in
+        turn (EfficientLIF-Net Eq. 7-11, see _groups.py): states are [N, C / groups, *], and parameters broadcastable to
+        that; those recorded are the states after each time step, when its last group has run.
     backend: "auto", "native" (CPU), "cuda" or "reference"; one asked for by name never falls back.
 
     Gradients: x, state, params; double backward through the reference. Forward-mode differentiation is refused.
@@ -60,7 +65,7 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
                           "surrogate.atan(), or surrogate.opaque(your_function, name=...)")
     if state is None:
         state = (None,) * len(dynamics.states)
-    check(where, dynamics, x, state, params, spike_dtype)
+    check(where, dynamics, x, state, params, spike_dtype, groups)
     if online:
         state = tuple(s if s is None else s.detach() for s in state)
         online = x.shape[0] > 1  # of a single step, that was all
@@ -68,13 +73,14 @@ def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None] | N
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
     tape = _tape.current()
     if tape is not None and not bits:  # a step of temporal.unroll
-        out = tape.step(dynamics, surrogate, spike_dtype, record, online, x, state, params)
+        out = tape.step(dynamics, surrogate, spike_dtype, record, online, groups, x, state, params)
         if out is not None:
             return MultiStep(out.spikes, out.final, out.sequence, None)
     if _operators.wanted((x, *state, *params)):
-        out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, online, backend, x, state, params)
+        out = _operators.run(dynamics, surrogate, spike_dtype, record, bits, online, backend, x, state, params,
+                             groups=groups)
     else:
-        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online)
+        spec = Spec(dynamics, surrogate, spike_dtype, record, bits, online, groups)
         module = backends.choose(dynamics, surrogate, x.device, backend)
         out = run(spec, module, x, tuple(state), params)
     return MultiStep(out.spikes, out.final, out.sequence, out.bits)
@@ -84,7 +90,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor],
-           spike_dtype: torch.dtype | None) -> None:
+           spike_dtype: torch.dtype | None, groups: int = 1) -> None:
+    check_groups(where, groups)
     if not isinstance(x, Tensor):
         raise MemextError(f"{where}: x is {type(x).__name__}; a Tensor [T, *] is needed")
     if x.dim() < 1:
@@ -95,6 +102,7 @@ def check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | No
         raise MemextError(f"{where}: x is {x.dtype}; float16, bfloat16, float32 or float64 is needed (x.float())")
     if x.shape[0] == 0:
         raise MemextError(f"{where}: x has T = 0 steps, shape {tuple(x.shape)}; at least one step is needed")
+    step = membrane_shape(where, x.shape[1:], groups)
     if spike_dtype is not None and spike_dtype not in FLOATS:
         raise MemextError(f"{where}: spike_dtype is {spike_dtype!r}; float16, bfloat16, float32, float64 or None (that "
                           "of x) is needed (for packed spikes pass bits=True)")
@@ -107,10 +115,10 @@ def check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | No
             continue
         if not isinstance(s, Tensor) or not s.is_floating_point():
             raise MemextError(f"{where}: state {name!r} is {_kind(s)}; a floating-point Tensor "
-                              f"{tuple(x.shape[1:])}, or None (at rest), is needed")
-        if s.shape != x.shape[1:]:
+                              f"{tuple(step)}, or None (at rest), is needed")
+        if s.shape != step:
             raise MemextError(f"{where}: state {name!r} has shape {tuple(s.shape)}; x {tuple(x.shape)} needs "
-                              f"{tuple(x.shape[1:])} (was the state of another batch kept? reset it)")
+                              f"{tuple(step)} (was the state of another batch kept? reset it)")
         if s.device != x.device:
             raise MemextError(f"{where}: state {name!r} is on {s.device}, x on {x.device}; move one to the other")
     for name, p in zip(dynamics.params, params):
@@ -121,7 +129,7 @@ def check(where: str, dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | No
             raise MemextError(f"{where}: parameter {name!r} is on {p.device}, x on {x.device}; move one to the other")
         if p.numel() == 1:
             continue
-        shape = tuple(x.shape[1:])
+        shape = tuple(step)
         try:
             fits = torch.broadcast_shapes(p.shape, shape) == shape
         except RuntimeError:

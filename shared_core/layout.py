@@ -35,6 +35,15 @@ class Layout:
             step *= self.shape[d]
         return tuple(strides)
 
+    def shared(self, groups: int, channel: int) -> tuple[Layout, int]:
+        """(layout of the membrane that `groups` channel groups share, how many values of one group lie together)."""
+        if groups == 1:
+            return self, 0
+        shape = list(self.shape)
+        shape[channel] //= groups
+        inner = self.order[self.order.index(channel):]
+        return Layout(tuple(shape), self.order), math.prod(shape[d] for d in inner)
+
     def empty(self, *lead: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Uninitialised [*lead, *shape], lead dimensions outermost."""
         strides, step = [], self.neurons

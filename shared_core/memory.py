@@ -22,9 +22,11 @@ from ._memory_hooks import active_trackers, running
 from ._memory_process import CudaWatch, ResidentWatch
 from ._memory_tracker import CATEGORIES, TimelinePoint, Tracker
 from .errors import MemextError
+from .lif_memory import LifMemory, lif_memory
 from .plan import MemoryPlan, plan
 
-__all__ = ["CATEGORIES", "MemoryPlan", "MemoryReport", "TimelinePoint", "compare", "measure", "plan", "tag"]
+__all__ = ["CATEGORIES", "LifMemory", "MemoryPlan", "MemoryReport", "TimelinePoint", "compare", "lif_memory", "measure",
+           "plan", "tag"]
 
 _TIMELINE_IN_JSON = 2000
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_core import dynamics
+from shared_core._groups import in_turn, membrane_shape, side_by_side
 from shared_core.chain import neuron as chain
 from shared_core.chain.method import NEURON_POLICY
 from shared_core.errors import MemextError
@@ -45,7 +46,8 @@ from ._host import functional, neuron
 from ._host import surrogate as host_surrogate
 from .surrogate import from_spikingjelly
 
-__all__ = ["FusedIFNode", "FusedLIFNode", "FusedParametricLIFNode", "SLTTLIFNode", "overrides"]
+__all__ = ["FusedIFNode", "FusedLIFNode", "FusedParametricLIFNode", "ReversibleLIFNode", "ReversibleOTTTLIFNode",
+           "SLTTLIFNode", "SharedLIFNode", "overrides"]
 
 # What a subclass may define that changes what the neuron computes. The neuronal_* methods are of SpikingJelly
 # 0.0.0.0.x; 2.0.0 never calls them on these classes.
@@ -81,6 +83,7 @@ class _Fused:
 
     _kind: ClassVar[type[dynamics.Dynamics]]
     _online: ClassVar[bool] = False  # the gradient of SLTT (sltt.py)
+    _groups: ClassVar[int] = 1  # channel groups that share a membrane (shared.py)
 
     def __init__(self, *args, backend: str | None = None, **kwargs):
         if backend is not None:
@@ -90,7 +93,7 @@ class _Fused:
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if "_kind" in vars(cls):  # one of ours: the signature of the framework's class, which comes last
+        if "_kind" in vars(cls) and "__init__" not in vars(cls):  # the signature of the framework's class, the last
             own = list(inspect.signature(cls.__bases__[-1].__init__).parameters.values())[1:]
             backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
             cls.__signature__ = inspect.Signature([*own, backend])
@@ -124,7 +127,7 @@ class _Fused:
         rest = 0.0 if self.v_reset is None else float(self.v_reset)
         v = self._initial(states[0], x, rest)
         if v is None:
-            v = torch.full(x.shape, rest, dtype=_state_dtype(x), device=x.device)
+            v = torch.full(self._membrane(x), rest, dtype=_state_dtype(x), device=x.device)
         return (v, *states[1:])
 
     def functional_forward(self, inputs, states, **kwargs):
@@ -137,8 +140,7 @@ class _Fused:
     def single_step_functional_forward(self, inputs, states, **kwargs):
         plan = self._plan(inputs[0], "s")
         if plan is None:
-            states = super().materialize_states(inputs, states, "s")
-            return super().single_step_functional_forward(inputs, states, **kwargs)
+            return self._framework_step(inputs, states, **kwargs)
         spikes, v, _ = self._run(plan, inputs[0].unsqueeze(0), states[0], record=False)
         return (spikes.squeeze(0),), (v, *states[1:])
 
@@ -163,6 +165,20 @@ class _Fused:
         spikes, self._memories["v"], self.v_seq = self._steps(x_seq, self._memories["v"], record=self.store_v_seq)
         return spikes
 
+    def _framework_step(self, inputs, states, **kwargs):
+        """One step by the framework's own equations, one channel group after the other."""
+        x, *more = inputs
+        if self._groups == 1:
+            states = super().materialize_states(inputs, states, "s")
+            return super().single_step_functional_forward(inputs, states, **kwargs)
+        self._membrane(x)
+        spikes = []
+        for part in in_turn(x.unsqueeze(0), self._groups):
+            states = super().materialize_states((part, *more), states, "s")
+            (s,), states = super().single_step_functional_forward((part, *more), states, **kwargs)
+            spikes.append(s)
+        return (side_by_side(torch.stack(spikes), self._groups).squeeze(0),), states
+
     # ---- one call ----
 
     def _steps(self, x_seq: Tensor, v, record: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -170,10 +186,18 @@ class _Fused:
         plan = self._plan(x_seq, "m")
         if plan is not None:
             return self._run(plan, x_seq, v, record)
+        if self._groups > 1:
+            self._membrane(x_seq[0])
+            x_seq = in_turn(x_seq, self._groups)
         (v,) = super().materialize_states((x_seq,), (v,), "m")
         storage, forward, backward = self._neuron_precision or (None, "fp32", "fp32")
         tail = (self.v_threshold, self.v_reset, self.surrogate_function, self.detach_reset, record)
-        return self._framework_steps(x_seq, v, tail, neuron_storage=storage, neuron_fwd=forward, neuron_bwd=backward)
+        spikes, v, seen = self._framework_steps(x_seq, v, tail, neuron_storage=storage, neuron_fwd=forward,
+                                                neuron_bwd=backward)
+        if self._groups > 1:
+            spikes = side_by_side(spikes, self._groups)
+            seen = None if seen is None else seen[self._groups - 1::self._groups]
+        return spikes, v, seen
 
     def _run(self, plan: tuple[dynamics.Dynamics, Surrogate], x_seq: Tensor, v, record: bool):
         kind, surrogate = plan
@@ -182,10 +206,10 @@ class _Fused:
         policy = self.__dict__.get(NEURON_POLICY)  # set by the retrofit methods "compress" and "recompute"
         if policy is None:
             out = multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record,
-                             online=self._online)
+                             online=self._online, groups=self._groups)
         else:
             out = chain.multi_step(kind, x_seq, (v,), self._params(), surrogate=surrogate, record=record, policy=policy,
-                                   online=self._online)
+                                   online=self._online, groups=self._groups)
         return out.spikes, out.state[0], out.sequence[0] if record else None
 
     def _given(self, inputs, states):
@@ -194,11 +218,16 @@ class _Fused:
             return states
         return self.materialize_states(inputs, states, self.step_mode)
 
+    def _membrane(self, x: Tensor) -> torch.Size:
+        """Shape of the state, for a step on x."""
+        return membrane_shape(type(self).__name__, x.shape, self._groups)
+
     def _initial(self, v, x: Tensor, rest: float) -> Tensor | None:
-        """The state before a step on x [*]: None if at rest, else a tensor [*]. As in the framework, a state of
+        """The state before a step on x [*]: None if at rest, else a tensor. As in the framework, a state of
         another shape starts again from rest, and one of another dtype or device is moved."""
+        shape = x.shape if self._groups == 1 else self._membrane(x)
         if isinstance(v, Tensor):
-            if v.shape != x.shape:
+            if v.shape != shape:
                 return None
             dtype = _state_dtype(x)
             if v.dtype != dtype or v.device != x.device:
@@ -209,7 +238,7 @@ class _Fused:
         if not isinstance(v, (int, float)):
             raise MemextError(f"{type(self).__name__}: the memory v is {v!r}; a number or a tensor is needed. "
                               "Set it back with functional.reset_net(net)")
-        return None if v == rest else torch.full(x.shape, float(v), dtype=_state_dtype(x), device=x.device)
+        return None if v == rest else torch.full(shape, float(v), dtype=_state_dtype(x), device=x.device)
 
     def _plan(self, x: Tensor, step_mode: str) -> tuple[dynamics.Dynamics, Surrogate] | None:
         """What multi_step is to run, from the attributes as they are now; None: the framework's own equations."""
@@ -342,4 +371,6 @@ def _say(key: str, text: str) -> None:
         warnings.warn(text, RuntimeWarning, stacklevel=4)
 
 
-from .sltt import SLTTLIFNode  # noqa: E402  it is made of what stands above
+from .reversible import ReversibleLIFNode, ReversibleOTTTLIFNode  # noqa: E402
+from .shared import SharedLIFNode  # noqa: E402  they are made of what stands above
+from .sltt import SLTTLIFNode  # noqa: E402

@@ -17,6 +17,7 @@ from shared_core.retrofit import Framework, Retrofitter, exchange_neurons
 from shared_core.substitute import substitute as _substitute
 
 from ._host import functional, neuron
+from ._retrofit_reversible import reversible
 from .attention import LAYERS
 from .neuron import _EQUATIONS, overrides
 
@@ -33,7 +34,12 @@ FUSED_LIF = _entry("FusedLIFNode", "LIFNode", "LIF")
 FUSED_PARAMETRIC_LIF = _entry("FusedParametricLIFNode", "ParametricLIFNode", "ParametricLIF")
 FUSED_KLIF = _entry("FusedKLIFNode", "KLIFNode", "KLIF", "klif")
 FUSED_SLTT = _entry("FusedSLTTLIFNode", "SLTTLIFNode", "LIF", "sltt")
-NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF, FUSED_SLTT)
+SHARED_LIF = NeuronEntry("SharedLIFNode", "spikingjelly", "sj_memext.shared:SharedLIFNode",
+                         dynamics="shared_core.dynamics:LIF", owner="memext")  # replaces none: sharing is another model
+REVERSIBLE_LIF, REVERSIBLE_OTTT = (NeuronEntry(name, "spikingjelly", f"sj_memext.reversible:{name}", owner="memext")
+                                   for name in ("ReversibleLIFNode", "ReversibleOTTTLIFNode"))
+NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF, FUSED_SLTT, SHARED_LIF, REVERSIBLE_LIF,
+           REVERSIBLE_OTTT)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -49,7 +55,8 @@ def _forget_what_to_reset(modules) -> None:
 FRAMEWORK = Framework("spikingjelly", "sj_memext", _is_neuron, overrides, _EQUATIONS, touched=_forget_what_to_reset,
                       layers=LAYERS)
 # name -> function(framework, net, **options) -> shared_core.retrofit.Plan
-METHODS = {"neuron": exchange_neurons, "compress": compress, "recompute": recompute, "auto": auto}
+METHODS = {"neuron": exchange_neurons, "compress": compress, "recompute": recompute, "auto": auto,
+           "reversible": reversible}
 
 _retrofitter = Retrofitter(FRAMEWORK, METHODS)
 retrofit, restore, report = _retrofitter.retrofit, _retrofitter.restore, _retrofitter.report

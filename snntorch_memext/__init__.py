@@ -1,8 +1,12 @@
 """Memory-efficient neurons for snnTorch. Importing it registers them in the framework's own namespaces.
 
 neurons.py     FusedLeaky, FusedSynaptic: also snntorch.Fused...
+shared.py      SharedLeaky: a membrane that channel groups, or several layers, share (EfficientLIF-Net)
 surrogate.py   rectangle, triangle, arctan: also snntorch.surrogate....
+reversible.py  ReversibleLeaky: RevSNN's neuron, also snntorch.ReversibleLeaky
 retrofit.py    retrofit(net, method), restore(net), report(net), substitute(method)
+layers.py      ReversibleBlock, ReversibleSequence: memory that does not grow with depth
+sharing.py     share(net, layers=..., channels=...): layers, or channels, share a membrane
 backprop.py    BPTT, TBPTT, SLTT, SLTTK: an epoch each, as in snntorch.backprop
 """
 import snntorch as _snntorch
@@ -10,12 +14,14 @@ import snntorch as _snntorch
 from shared_core import registry as _registry
 from shared_core import temporal as _temporal_core
 
-from . import backprop, neurons, surrogate
+from . import backprop, layers, neurons, surrogate
 from ._temporal import HOST as _HOST
 from .retrofit import NEURONS as _NEURONS
 from .retrofit import report, restore, retrofit, substitute
+from .sharing import share
 
-__all__ = ["backprop", "neurons", "register", "report", "restore", "retrofit", "substitute", "surrogate"]
+__all__ = ["backprop", "layers", "neurons", "register", "report", "restore", "retrofit", "share", "substitute",
+           "surrogate"]
 
 
 def register() -> None:

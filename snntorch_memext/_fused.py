@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_core import functional
+from shared_core._groups import in_turn, membrane_shape, side_by_side
 from shared_core.dynamics import Dynamics
 from shared_core.errors import MemextError
 from shared_core.surrogate import Surrogate
@@ -133,6 +134,7 @@ class Fused:
     _public: ClassVar[type[Fused]]             # the class that sets _kind; users may derive from it
     _states: ClassVar[tuple[str, ...]]
     _decays: ClassVar[tuple[str, ...]]         # the parameters before threshold and scale: clamped to [0, 1]
+    _groups: ClassVar[int] = 1                 # channel groups that share a membrane (shared.py)
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
@@ -149,21 +151,29 @@ class Fused:
                 if self.init_hidden:
                     return super().forward(input_, *given)  # raises
                 setattr(self, name, value)
+        shape = input_.shape if self._groups == 1 else membrane_shape(type(self).__name__, input_.shape, self._groups)
         # A state of another shape: the host starts from zeros; at rest, nothing needs to be saved.
-        states = tuple([s if s.shape == input_.shape else None for s in [getattr(self, name) for name in names]])
-        call = self._call(input_, input_.shape, states)
+        states = tuple([s if s.shape == shape else None for s in [getattr(self, name) for name in names]])
+        call = self._call(input_, shape, states)
         if call is None:
-            return super().forward(input_)
+            return super().forward(input_) if self._groups == 1 else self._host_step(input_)
         out = functional.multi_step(call[0], input_.unsqueeze(0), states, call[2], surrogate=call[1],
-                                    spike_dtype=torch.float32)
+                                    spike_dtype=torch.float32, groups=self._groups)
         # Not a view: users may detach_() spikes, as snntorch.SpikingNeuron.detach does.
         spk = torch.ops.aten._unsafe_view.default(out.spikes, input_.shape)
         if call[1].name == "none":
             spk = spk.detach()
         for name, value in zip(names, out.state):
             setattr(self, name, value)
-        self._keep_before(input_, states[-1])
+        self._keep_before(shape, input_, states[-1])
         return spk if self.init_hidden and not self.output else (spk, *out.state)
+
+    def _host_step(self, input_: Tensor):
+        """One step by the host's own equations, one channel group after the other."""
+        out = [super(Fused, self).forward(x) for x in in_turn(input_.unsqueeze(0), self._groups)]
+        parts = torch.stack([o[0] if isinstance(o, tuple) else o for o in out])
+        spk = side_by_side(parts, self._groups).squeeze(0)
+        return (spk, *out[-1][1:]) if isinstance(out[-1], tuple) else spk
 
     def _sequence(self, x_seq: Tensor, given: Sequence[Tensor | None], record: bool) -> tuple[Tensor, ...]:
         """multi_step of the public classes."""
@@ -175,7 +185,7 @@ class Fused:
             got = tuple(x_seq.shape) if isinstance(x_seq, Tensor) else type(x_seq).__name__
             raise MemextError(f"{self._public.__name__}.multi_step: x_seq is {got}; a tensor [T, N, *] with T >= 1 is "
                               "needed, time first (call the layer itself for one step)")
-        shape = x_seq.shape[1:]
+        shape = membrane_shape(type(self).__name__, x_seq.shape[1:], self._groups)
         own_forward = type(self).forward is not self._public.forward  # may take states of another shape than x_seq[t]
         for name, value in zip(names, given):
             if value is not None:
@@ -186,7 +196,7 @@ class Fused:
         if call is None:
             return self._loop(x_seq, given, record)
         out = functional.multi_step(call[0], x_seq, states, call[2], surrogate=call[1], spike_dtype=torch.float32,
-                                    record=record)
+                                    record=record, groups=self._groups)
         for name, value in zip(names, out.state):
             setattr(self, name, value)
         self.__dict__.pop("reset", None)
@@ -202,7 +212,7 @@ class Fused:
         # (0,) is what reset_mem() and init_leaky() return before the first step: at rest
         if shape is not None and value.shape != shape and bool(value.any()):
             raise MemextError(f"{where} has shape {tuple(value.shape)}, and x_seq {tuple(x_shape)} is a sequence of "
-                              f"steps of shape {tuple(shape)}; pass a state of the shape of one step, or call "
+                              f"steps with states of shape {tuple(shape)}; pass a state of that shape, or call "
                               "reset_mem() and pass none to start at rest")
 
     def _loop(self, x_seq: Tensor, given: Sequence[Tensor | None], record: bool) -> tuple[Tensor, ...]:
@@ -220,7 +230,7 @@ class Fused:
 
     def _call(self, x: Tensor, shape: torch.Size, states: tuple[Tensor | None, ...]
               ) -> tuple[Dynamics, Surrogate, tuple[Tensor, ...]] | None:
-        """(dynamics, surrogate, parameters); shape: that of one step."""
+        """(dynamics, surrogate, parameters); shape: that of the states."""
         if torch.compiler.is_compiling():
             return None  # reading a surrogate's closure cannot be traced; the host's step can, without a graph break
         attributes = self.__dict__
@@ -276,10 +286,10 @@ class Fused:
 
     # ---- host attributes and copies --------------------------------------------------------------------------------
 
-    def _keep_before(self, x: Tensor, mem: Tensor | None) -> None:
+    def _keep_before(self, shape: torch.Size, x: Tensor, mem: Tensor | None) -> None:
         attributes = self.__dict__
         attributes.pop("reset", None)
-        attributes["_memext_before"] = (x.shape, x.dtype, x.device) if mem is None else mem.detach()
+        attributes["_memext_before"] = (shape, x.dtype, x.device) if mem is None else mem.detach()
 
     @property
     def reset(self) -> Tensor:

@@ -15,7 +15,7 @@ from shared_core import dynamics
 from . import _host
 from ._fused import Fused, overrides, why_host_path
 
-__all__ = ["FusedLeaky", "FusedSynaptic", "overrides", "why_host_path"]
+__all__ = ["FusedLeaky", "FusedSynaptic", "ReversibleLeaky", "SharedLeaky", "overrides", "why_host_path"]
 
 
 class FusedLeaky(Fused, _host.Leaky):
@@ -106,3 +106,7 @@ class FusedSynaptic(Fused, _host.Synaptic):
             or mem is not a tensor or, where `forward` is this class's, has another shape.
         """
         return self._sequence(x_seq, (syn, mem), record)
+
+
+from .reversible import ReversibleLeaky  # noqa: E402
+from .shared import SharedLeaky  # noqa: E402  it is made of what stands above

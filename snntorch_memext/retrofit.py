@@ -31,7 +31,11 @@ def _entry(replaces: str) -> NeuronEntry:
 
 
 FUSED_LEAKY, FUSED_SYNAPTIC = _entry("Leaky"), _entry("Synaptic")
-NEURONS = (FUSED_LEAKY, FUSED_SYNAPTIC)
+SHARED_LEAKY = NeuronEntry("SharedLeaky", "snntorch", "snntorch_memext.shared:SharedLeaky",
+                           dynamics="shared_core.dynamics:Leaky", owner="memext")  # replaces none
+REVERSIBLE_LEAKY = NeuronEntry("ReversibleLeaky", "snntorch", "snntorch_memext.reversible:ReversibleLeaky",
+                               owner="memext")
+NEURONS = (FUSED_LEAKY, FUSED_SYNAPTIC, SHARED_LEAKY, REVERSIBLE_LEAKY)
 
 
 def _leave(neurons) -> None:

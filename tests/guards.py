@@ -14,15 +14,16 @@ _NAN = 0xFF  # bytes of 0xFF are a NaN in every type: outside of an input, and i
 
 def regions(call: Call, states: int) -> Iterator[tuple[object, int | str, int, bool]]:
     """(holder, key, bytes, written) of every pointer of the call; states: how many the neuron has."""
-    steps, n, r = call.steps, call.neurons, _SIZE[call.compute]
+    steps, n, r = call.steps // call.groups, call.neurons, _SIZE[call.compute]
+    wide = n * call.groups  # values of a time step; n: of a state
     x, s = _SIZE[call.x_type], _SIZE[call.spike_type]
     forward = bool(call.spikes)
-    yield call, "x", ((steps - 1) * call.x_stride + n) * x, False
-    yield call, "anchors", (steps - 1) // BLOCK * states * n * r, forward
-    yield call, "spikes", steps * n * s, True
-    yield call, "bits", steps * ((n + 7) // 8), forward
-    yield call, "grad_spikes", ((steps - 1) * call.grad_spikes_stride + n) * s, False
-    yield call, "grad_x", steps * n * x, True
+    yield call, "x", ((steps - 1) * call.x_stride + wide) * x, False
+    yield call, "anchors", (call.steps - 1) // BLOCK * states * n * r, forward
+    yield call, "spikes", steps * wide * s, True
+    yield call, "bits", steps * ((wide + 7) // 8), forward
+    yield call, "grad_spikes", ((steps - 1) * call.grad_spikes_stride + wide) * s, False
+    yield call, "grad_x", steps * wide * x, True
     for p in (*call.params, call.x_scale, call.x_shift):
         yield p, "data", p.size * r, False
     for i in range(len(call.initial)):

@@ -35,6 +35,7 @@ class Call(ctypes.Structure):
         ("grad_x", c_void_p), ("grad_initial", c_void_p * MAX_STATES), ("grad_params", c_void_p * MAX_PARAMS),
         ("traces", c_void_p * MAX_TRACE),
         ("x_scale", Param), ("x_shift", Param), ("sums", c_void_p),
+        ("groups", c_longlong), ("run", c_longlong),
     ]
 
 

@@ -2,8 +2,9 @@
 
 One kernel a module: the forward of a neuron and its dtypes, or the backward of these with one surrogate and one block
 size (4, 8, 16 or 32 steps, chosen by T; T itself is a run-time value), for an input that was kept or one that is
-rebuilt (bits, an affine). Compiled kernels are kept in memory per device and on disk in MEMEXT_CACHE (default: memext
-in the user's cache folder), so a later process compiles nothing.
+rebuilt (bits, an affine); either for a membrane of its own, or one that channel groups share. Compiled kernels are kept
+in memory per device and on disk in MEMEXT_CACHE (default: memext in the user's cache folder), so a later process
+compiles nothing.
 
 A launch allocates nothing and waits for nothing, so it can be captured in a CUDA graph; the kernels must then exist,
 which one warm-up iteration before the capture ensures.
@@ -48,19 +49,20 @@ class Kernel:
     surrogate: str = ""
     steps: int = 0
     rebuilt: bool = False  # bits or an affine are given
+    shared: bool = False   # channel groups share a membrane
 
     @property
     def name(self) -> str:
         """As profilers show it."""
         kind = f"backward{self.steps}_{self.surrogate}" if self.steps else "forward"
-        kind += "_rebuilt" if self.rebuilt else ""
+        kind += ("_rebuilt" if self.rebuilt else "") + ("_shared" if self.shared else "")
         return f"memext_{kind}_{self.neuron}{self.variant}_{self.x}_{self.spikes}".lower()
 
     @property
     def options(self) -> tuple[str, ...]:
         values = {"NAME": self.name, "NEURON": self.neuron, "VARIANT": self.variant, "R": self.compute, "X": self.x,
                   "S": self.spikes, "SURROGATE": self.surrogate or "NoGradient", "STEPS": self.steps,
-                  "REBUILT": str(self.rebuilt).lower()}
+                  "REBUILT": str(self.rebuilt).lower(), "SHARED": str(self.shared).lower()}
         return tuple(f"-DMEMEXT_{key}={value}" for key, value in values.items())
 
 
@@ -77,10 +79,11 @@ def kernel_of(call: Call, direction: str) -> Kernel:
     neurons, surrogates = _names()
     common = (neurons[call.neuron], call.variant, _STORED[call.compute], _STORED[call.x_type],
               _STORED[call.spike_type])
+    shared = call.groups > 1
     if direction == "forward":
-        return Kernel(*common)
+        return Kernel(*common, shared=shared)
     steps = next((size for size in BLOCK_SIZES if call.steps <= size), BLOCK)
-    return Kernel(*common, surrogates[call.surrogate], steps, bool(call.bits or call.x_scale.data))
+    return Kernel(*common, surrogates[call.surrogate], steps, bool(call.bits or call.x_scale.data), shared)
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ from torch import Tensor
 from .._build import KERNELS
 from ..layout import Layout, layout_of
 from ..spec import Outputs, Spec
+from ..spikes import pack
 from ._call import BLOCK, ONLINE, TYPES, Call, compute_dtype
 from ._rebuilt import Rebuilt, channel_sums
 
@@ -39,7 +40,7 @@ def _template(spec: Spec, dtype: torch.dtype) -> Call:
     call.neuron, call.variant = kernel_ids()[dynamics.struct], dynamics.variant
     call.surrogate, call.compute = spec.surrogate.kernel_id, TYPES[compute_dtype(dtype)]
     call.x_type, call.spike_type = TYPES[dtype], TYPES[spec.spike_dtype or dtype]
-    call.flags = ONLINE if spec.online else 0
+    call.flags, call.groups = ONLINE if spec.online else 0, spec.groups
     for i, value in enumerate(dynamics.constants):
         call.constants[i] = value
     for i, value in enumerate(spec.surrogate.params):
@@ -49,13 +50,16 @@ def _template(spec: Spec, dtype: torch.dtype) -> Call:
     return call
 
 
-def _call(spec: Spec, steps: int, dtype: torch.dtype, device: torch.device, layout: Layout,
+def _call(spec: Spec, times: int, dtype: torch.dtype, device: torch.device, layout: Layout,
           state: Sequence[Tensor | None], params: Sequence[Tensor], threads: int, address: Address
           ) -> tuple[Call, list[Tensor]]:
-    """What every call says (dtype: of x), and the tensors its pointers need alive. x itself is added by `_input`."""
+    """What every call says, and the tensors its pointers need alive. x itself is added by `_input`.
+
+    times: how many time steps.  dtype: of x.  layout: of the membrane.
+    """
     compute, alive = compute_dtype(dtype), []
     call = Call.from_buffer_copy(_template(spec, dtype))
-    call.steps, call.neurons, call.threads = steps, layout.neurons, threads
+    call.steps, call.neurons, call.threads = times * spec.groups, layout.neurons, threads
     for i, given in enumerate(state):
         if given is not None:
             initial = layout.state(given, compute)
@@ -82,26 +86,29 @@ def forward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Seque
 
     traces: also return the trace of the one step (T = 1), for `single_step_backward`.
     """
-    layout, steps = layout_of(x), x.shape[0]
+    layout, times = layout_of(x), x.shape[0]
+    membrane, run_length = layout.shared(spec.groups, spec.channel)
     compute, count = spec.dtype_of_state(x), len(spec.dynamics.states)
-    call, alive = _call(spec, steps, x.dtype, x.device, layout, state, params, threads, address)
+    call, alive = _call(spec, times, x.dtype, x.device, membrane, state, params, threads, address)
+    call.run = run_length
     _input(call, alive, layout, x, address)
-    new = lambda *lead: fresh(layout.empty(*lead, dtype=compute, device=x.device))  # noqa: E731
+    new = lambda *lead: fresh(membrane.empty(*lead, dtype=compute, device=x.device))  # noqa: E731
     out = Outputs(
-        spikes=fresh(layout.empty(steps, dtype=spec.dtype_of_spikes(x), device=x.device)),
+        spikes=fresh(layout.empty(times, dtype=spec.dtype_of_spikes(x), device=x.device)),
         final=tuple(new() for _ in range(count)),
-        sequence=tuple(new(steps) for _ in range(count)) if spec.record else (),
+        sequence=tuple(new(times) for _ in range(count)) if spec.record else (),
     )
     call.spikes = address(out.spikes)
     for i in range(count):
         call.final_state[i] = address(out.final[i])
         if spec.record:
             call.states_seq[i] = address(out.sequence[i])
-    if spec.bits:
-        out.bits = torch.empty((steps, (layout.neurons + 7) // 8), dtype=torch.uint8, device=x.device)
+    pack_after = spec.bits and run_length % 8 != 0  # a byte would be of two groups, hence of two threads
+    if spec.bits and not pack_after:
+        out.bits = torch.empty((times, (layout.neurons + 7) // 8), dtype=torch.uint8, device=x.device)
         call.bits = address(out.bits)
-    if keep and steps > BLOCK:
-        out.anchors = new((steps - 1) // BLOCK, count)
+    if keep and call.steps > BLOCK:
+        out.anchors = new((call.steps - 1) // BLOCK, count)
         call.anchors = address(out.anchors)
     if traces and spec.dynamics.trace_is_state:
         out.traces = out.final
@@ -111,6 +118,8 @@ def forward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Seque
             call.traces[i] = address(trace)
     run(call, "forward")
     del alive
+    if pack_after:
+        out.bits = pack(out.spikes)
     return out
 
 
@@ -125,7 +134,9 @@ def backward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequ
     sums_in_kernel: the kernel computes them; else Torch does, behind it.
     """
     layout = layout_of(x)
-    call, alive = _call(spec, x.shape[0], x.dtype, x.device, layout, state, params, threads, address)
+    membrane, run_length = layout.shared(spec.groups, spec.channel)
+    call, alive = _call(spec, x.shape[0], x.dtype, x.device, membrane, state, params, threads, address)
+    call.run = run_length
     dense = _input(call, alive, layout, x, address)
     given, sums = _NOTHING_GIVEN, None
     if rebuilt:
@@ -136,16 +147,16 @@ def backward(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequ
             sums = torch.zeros((threads, 2, call.x_scale.size), dtype=torch.float64, device=x.device)
             call.sums = address(sums)
     if anchors is not None:
-        anchors = layout.sequences(anchors)  # a hook on saved tensors may have changed the strides of x, or theirs
+        anchors = membrane.sequences(anchors)  # a hook on saved tensors may have changed the strides of x, or theirs
         call.anchors = address(anchors)
         alive.append(anchors)
     for i, g in enumerate(grad_sequence):
         if g is not None:
-            dense, call.grad_seq_stride[i] = layout.sequence(g, spec.dtype_of_state(x))
-            call.grad_seq[i] = address(dense)
-            alive.append(dense)
-    found = _gradients(spec, call, alive, x.dtype, x.device, layout, state, params, grad_spikes, grad_final, needs_x,
-                       needs_state, needs_params, run, fresh, address, given, dense)
+            rows, call.grad_seq_stride[i] = membrane.sequence(g, spec.dtype_of_state(x))
+            call.grad_seq[i] = address(rows)
+            alive.append(rows)
+    found = _gradients(spec, call, alive, x.dtype, x.device, layout, membrane, state, params, grad_spikes, grad_final,
+                       needs_x, needs_state, needs_params, run, fresh, address, given, dense)
     if not given.sums:
         return found
     if sums is not None:
@@ -168,18 +179,21 @@ def single_step_backward(spec: Spec, dtype: torch.dtype, device: torch.device, l
         trace = layout.state(trace, compute_dtype(dtype))
         call.traces[i] = address(trace)
         alive.append(trace)
-    return _gradients(spec, call, alive, dtype, device, layout, state, params, grad_spikes, grad_final, needs_x,
-                      needs_state, needs_params, run, fresh, address)
+    return _gradients(spec, call, alive, dtype, device, layout, layout, state, params, grad_spikes, grad_final,
+                      needs_x, needs_state, needs_params, run, fresh, address)
 
 
 def _gradients(spec: Spec, call: Call, alive: list[Tensor], dtype: torch.dtype, device: torch.device,
-               layout: Layout, state: Sequence[Tensor | None], params: Sequence[Tensor],
+               layout: Layout, membrane: Layout, state: Sequence[Tensor | None], params: Sequence[Tensor],
                grad_spikes: Tensor | None, grad_final: Sequence[Tensor | None],
                needs_x: bool, needs_state: Sequence[bool], needs_params: Sequence[bool], run: Run, fresh: Fresh,
                address: Address, given: Rebuilt = _NOTHING_GIVEN, x: Tensor | None = None) -> Gradients:
-    """Adds what comes in and what goes out to a call of backward, and runs it. x: as the kernel reads it."""
+    """Adds what comes in and what goes out to a call of backward, and runs it.
+
+    layout, membrane: of a step of the input, and of the state.  x: as the kernel reads it.
+    """
     compute = compute_dtype(dtype)
-    new = lambda: layout.empty(dtype=compute, device=device)  # noqa: E731
+    new = lambda: membrane.empty(dtype=compute, device=device)  # noqa: E731
     dense = None
     if grad_spikes is not None:
         dense, call.grad_spikes_stride = layout.sequence(grad_spikes, spec.spike_dtype or dtype)
@@ -189,12 +203,12 @@ def _gradients(spec: Spec, call: Call, alive: list[Tensor], dtype: torch.dtype, 
         given.check_memory(layout, dense, x, address)
     for i, g in enumerate(grad_final):
         if g is not None:
-            dense = layout.state(g, compute)
+            dense = membrane.state(g, compute)
             call.grad_final[i] = address(dense)
             alive.append(dense)
     grad_x = given.into if needs_x else None
     if needs_x and grad_x is None:
-        grad_x = fresh(layout.empty(call.steps, dtype=dtype, device=device))
+        grad_x = fresh(layout.empty(call.steps // spec.groups, dtype=dtype, device=device))
     grad_state = [new() if need else None for need in needs_state]
     per_neuron = [new() if need else None for need in needs_params]
     call.grad_x = address(grad_x) if needs_x else None

@@ -11,6 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .._groups import in_turn, side_by_side
 from ..dynamics import Dynamics
 from ..layout import layout_of
 from ..spec import Outputs, Spec
@@ -28,7 +29,9 @@ def loop(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequence
 
     given: bool [T, *shape], the spikes, whatever the potentials say.
     """
-    dynamics, compute = spec.dynamics, spec.dtype_of_state(x)
+    dynamics, compute, groups = spec.dynamics, spec.dtype_of_state(x), spec.groups
+    x = in_turn(x, groups, spec.channel)
+    given = None if given is None else in_turn(given, groups, spec.channel)
     fire = lambda z: spike(z, spec.surrogate, strict=dynamics.strict)  # noqa: E731
     fires = (fire,) * x.shape[0] if given is None else [_replay(fire, dynamics, s) for s in given]
     now = tuple(
@@ -37,13 +40,14 @@ def loop(spec: Spec, x: Tensor, state: Sequence[Tensor | None], params: Sequence
     )
     values = tuple((p.reshape(()) if p.numel() == 1 else p).to(compute) for p in params)  # one value, of any rank
     spikes, recorded = [], []
-    for x_t, fire_t in zip(x, fires):
-        now = tuple(s.detach() for s in now) if spec.online else now
+    for i, (x_t, fire_t) in enumerate(zip(x, fires)):
+        now = tuple(s.detach() for s in now) if spec.online and i % groups == 0 else now
         s, now = dynamics.step(x_t.to(compute), now, values, fire_t)
         spikes.append(s.to(spec.dtype_of_spikes(x)))
-        recorded.append(now)
+        if (i + 1) % groups == 0:
+            recorded.append(now)
     return Outputs(
-        spikes=torch.stack(spikes),
+        spikes=side_by_side(torch.stack(spikes), groups, spec.channel),
         final=now,
         sequence=tuple(torch.stack(seq) for seq in zip(*recorded)) if spec.record else (),
     )

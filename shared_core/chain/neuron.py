@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .. import backends, coding, functional
+from .. import _tape, backends, coding, functional
 from ..backends import fake, reference
 from ..backends import tensor as kernels
 from ..coding import is_fake
@@ -32,27 +32,29 @@ __all__ = ["multi_step"]
 
 
 def multi_step(dynamics: Dynamics, x: Tensor, state: Sequence[Tensor | None], params: Sequence[Tensor] = (), *,
-               surrogate: Surrogate, policy: Policy, record: bool = False, online: bool = False) -> MultiStep:
+               surrogate: Surrogate, policy: Policy, record: bool = False, online: bool = False, groups: int = 1
+               ) -> MultiStep:
     """As functional.multi_step, which it calls where there is nothing to gain: no gradient asked for, states recorded,
-    a surrogate without a kernel, a single step (whose potential is all it keeps), torch.compile."""
+    a surrogate without a kernel, a single step (whose potential is all it keeps), torch.compile, a step of
+    temporal.unroll (whose tape has the bits)."""
     plain = lambda: functional.multi_step(dynamics, x, state, params, surrogate=surrogate, record=record,  # noqa: E731
-                                          online=online)
+                                          online=online, groups=groups)
     if online:
         state = tuple(s if s is None else s.detach() for s in state)
     tensors = [t for t in (x, *state, *params) if isinstance(t, Tensor)]
     if (record or surrogate.fn is not None or surrogate.random or surrogate.alphabet != "binary"
             or torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-            or forward_ad._current_level >= 0
+            or forward_ad._current_level >= 0 or _tape.current() is not None
             or not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))):
         return plain()
-    functional.check(f"chain.multi_step({dynamics.name})", dynamics, x, state, params, None)
-    if x.shape[0] == 1 and any(s is not None for s in state):
+    functional.check(f"chain.multi_step({dynamics.name})", dynamics, x, state, params, None, groups)
+    if x.shape[0] * groups == 1 and any(s is not None for s in state):
         return plain()
     backend = fake if is_fake(x) else backends.choose(dynamics, surrogate, x.device, "auto")
     if backend is reference:
         return plain()
     params = tuple(p if p.device == x.device else p.to(x.device) for p in params)
-    spec = Spec(dynamics, surrogate, None, False, True, online)
+    spec = Spec(dynamics, surrogate, None, False, True, online, groups)
     link = link_to(x) if policy.chains else None
     spikes, *final, bits = _Neuron.apply(spec, backend, policy, link, x, *state, *params)
     stamp(spikes, bits)

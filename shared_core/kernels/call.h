@@ -20,7 +20,9 @@ struct Param {
   long long inner, size;
 };
 
-// Sequences are [steps, neurons], neurons dense, `*_stride` elements apart in time (0 = the same for all steps).
+// Sequences are [steps, neurons], neurons dense, `*_stride` elements apart in time (0 = the same for all steps). Where
+// channel groups share a membrane (`groups` below) they are [time steps, groups * neurons], and those of states
+// [time steps, neurons].
 // R is the arithmetic type: double for float64 tensors, float for all others. Null pointers: not wanted, or zero.
 struct Call {
   long long steps, neurons;
@@ -61,6 +63,18 @@ struct Call {
   // Sums of grad_x and of grad_x * y over steps and neurons, by index into x_scale. Zero before the call; each thread
   // adds to its own. CPU only.
   double* sums;                           // [threads, 2, x_scale.size], or null
+
+  // Cross-channel sharing: so many channel groups run through one membrane in turn; 1 is the ordinary neuron. Step s is
+  // group s % groups of time step s / groups, so steps = groups * time steps; `neurons`, states, anchors and params are
+  // those of the one membrane, states_seq is written and grad_seq read after the last group of each time step, and
+  // kOnline cuts between time steps. A time step of the input holds runs of `run` values of group 0, of group 1, ...,
+  // of group 0 again: see place(). Forward writes `bits` if run is a multiple of 8 only; backward reads any.
+  long long groups, run;
 };
+
+// Where, in a time step, neuron i has its value in group g.
+MX_HD i64 place(const Call& c, i64 g, i64 i) {
+  return c.groups == 1 ? i : (i / c.run * c.groups + g) * c.run + i % c.run;
+}
 
 }  // namespace memext

@@ -6,6 +6,7 @@
 // are instantiated side by side, not as a product.
 #include "call.h"
 #include "neuron.h"
+#include "places.h"
 #include "rows.h"
 #include "surrogate.h"
 
@@ -97,14 +98,37 @@ struct Scratch {
 template <class R>
 struct Rebuilt {
   R *fired, *scale, *shift, *x, *sum, *product;
-  static i64 rows(const Call& c) { return (c.bits ? 1 : 0) + (c.x_scale.data ? 3 : 0) + (c.sums ? 2 : 0); }
-  Rebuilt(const Call& c, i64 lo, i64 n, i64 width, R* p) {
+  static i64 count(const Call& c) { return (c.bits ? 1 : 0) + (c.x_scale.data ? 3 : 0) + (c.sums ? 2 : 0); }
+  Rebuilt(const Places& rows, i64 width, R* p) {
+    const Call& c = rows.c;
     const auto take = [&](bool wanted) { R* taken = p; p += wanted ? width : 0; return wanted ? taken : nullptr; };
     fired = take(c.bits);
     scale = take(c.x_scale.data), shift = take(c.x_scale.data), x = take(c.x_scale.data);
     sum = take(c.sums), product = take(c.sums);
-    if (scale) fill_row(c.x_scale, lo, n, scale), fill_row(c.x_shift, lo, n, shift);
+    if (scale) read_channels(rows, 0);
     if (sum) std::fill_n(sum, width, R(0)), std::fill_n(product, width, R(0));
+  }
+
+  // Scale and shift of the channels whose values a step reads; they are the same in all steps unless groups share.
+  void read_channels(const Places& rows, i64 step) const {
+    rows.each_piece(step, [&](i64 i, i64 m, i64 at) {
+      fill_row(rows.c.x_scale, at, m, scale + i), fill_row(rows.c.x_shift, at, m, shift + i);
+    });
+  }
+  // Brings the sums to the channels of a step, and begins anew.
+  void add_sums(const Places& rows, i64 step, i64 width) const {
+    const Call& c = rows.c;
+#ifdef _OPENMP
+    double* mine = c.sums + omp_get_thread_num() * 2 * c.x_scale.size;
+#else
+    double* mine = c.sums;
+#endif
+    rows.each_piece(step, [&](i64 i, i64 m, i64 at) {
+      add_to_channels(c.x_scale, at, m, sum + i, mine);
+      add_to_channels(c.x_scale, at, m, product + i, mine + c.x_scale.size);
+    });
+    std::fill_n(sum, width, R(0));
+    std::fill_n(product, width, R(0));
   }
 };
 
@@ -187,29 +211,30 @@ MEMEXT_ROW replay_row(const typename N::Const k, const R* __restrict params, i64
 template <class N, class R>
 void forward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
   const Scratch<N, R> s(memory, width, 1);
+  const Places rows(c, lo, n);
   const bool per_neuron = fill_params<N, R>(c, lo, n, width, s.params);
   load_rows<R, N::kStates>(c.initial, lo, c.rest, n, width, s.state);
   const auto k = N::Const::from(c.constants);
   for (i64 t = 0; t < c.steps; t++) {
-    const i64 here = t * c.neurons + lo;
     if (c.anchors && t && t % kBlock == 0)
       for (int f = 0; f < N::kStates; f++)
         std::copy_n(s.state + f * width, n,
                     static_cast<R*>(c.anchors) + ((t / kBlock - 1) * N::kStates + f) * c.neurons + lo);
-    const R* x = read_row<R>(c.x, c.x_type, t * c.x_stride + lo, n, s.x);
-    R* spikes = row_to_write<R>(c.spikes, c.spike_type, here, s.spikes);
+    const R* x = rows.read(c.x, c.x_type, c.x_stride, t, s.x);
+    R* spikes = rows.to_write(c.spikes, c.spike_type, t, s.spikes);
     if (c.traces[0]) {
-      with_flag<N>(per_neuron, [&](auto rows) {
+      with_flag<N>(per_neuron, [&](auto differ) {
         std::copy_n(s.state, N::kStates * width, s.start);
-        replay_row<N, R, rows.value, false>(k, s.params, n, width, x, nullptr, s.start, s.trace, s.z);
+        replay_row<N, R, differ.value, false>(k, s.params, n, width, x, nullptr, s.start, s.trace, s.z);
       });
       store_rows<R, N::kTrace>(s.trace, n, width, c.traces, lo);
     }
     with_flag<N>(per_neuron,
-                 [&](auto rows) { forward_row<N, R, rows.value>(k, s.params, n, width, x, s.state, spikes); });
-    if (c.bits) pack_row(spikes, n, c.bits + t * ((c.neurons + 7) / 8) + lo / 8);
-    write_row<R>(c.spikes, c.spike_type, here, n, spikes);
-    store_rows<R, N::kStates>(s.state, n, width, c.states_seq, here);
+                 [&](auto differ) { forward_row<N, R, differ.value>(k, s.params, n, width, x, s.state, spikes); });
+    if (c.bits) rows.pack(spikes, t);
+    rows.write(c.spikes, c.spike_type, t, spikes);
+    if (rows.ends_time_step(t))
+      store_rows<R, N::kStates>(s.state, n, width, c.states_seq, rows.time_of(t) * c.neurons + lo);
   }
   store_rows<R, N::kStates>(s.state, n, width, c.final_state, lo);
 }
@@ -254,16 +279,19 @@ MEMEXT_ROW backward_row(const typename N::Const k, const R* __restrict params, i
 
 // Steps t0 to t1 - 1: forward again from s.start, surrogate, then back; s.carry goes from after t1 - 1 to before t0.
 template <class N, class R, bool kRows, bool kLearn, bool kBits>
-void backward_block(const Call& c, const Scratch<N, R>& s, const Rebuilt<R>& rebuilt, i64 lo, i64 n, i64 width, i64 t0,
-                    i64 t1, const typename N::Const& k, SurrogateBlock<R> surrogate, const R* a) {
-  const auto stored = [&](i64 t) { return read_row<R>(c.x, c.x_type, t * c.x_stride + lo, n, s.x); };
-  const auto input = [&](const R* y) {
+void backward_block(const Places& rows, const Scratch<N, R>& s, const Rebuilt<R>& rebuilt, i64 width, i64 t0, i64 t1,
+                    const typename N::Const& k, SurrogateBlock<R> surrogate, const R* a) {
+  const Call& c = rows.c;
+  const i64 lo = rows.lo, n = rows.n;
+  const auto stored = [&](i64 t) { return rows.read(c.x, c.x_type, c.x_stride, t, s.x); };
+  const auto input = [&](const R* y, i64 t) {
     if (!rebuilt.scale) return y;
+    if (c.groups > 1) rebuilt.read_channels(rows, t);
     affine_row(c.x_type, n, y, rebuilt.scale, rebuilt.shift, rebuilt.x);
     return (const R*)rebuilt.x;
   };
   const auto read_spikes = [&](i64 t) {
-    if (kBits) unpack_row(c.bits + t * ((c.neurons + 7) / 8) + lo / 8, n, rebuilt.fired);
+    if (kBits) rows.unpack(rebuilt.fired, t);
   };
   // A row that is read and written: copied first, so that the loop over neurons may take its rows for separate ones.
   const bool in_place = c.grad_x && c.grad_x == c.grad_spikes;
@@ -275,7 +303,7 @@ void backward_block(const Call& c, const Scratch<N, R>& s, const Rebuilt<R>& reb
     std::copy_n(s.state, s.kBefore * width, s.before);
     excess_row<N, R, kRows>(k, s.params, n, width, s.trace, s.z);
   } else for (i64 t = t0; t < t1; t++) {
-    const R* x = input(stored(t));
+    const R* x = input(stored(t), t);
     read_spikes(t);
     if (kLearn ? N::kNeedsBefore : N::kCarryNeedsBefore) std::copy_n(s.state, s.kBefore * width, before(t));
     replay_row<N, R, kRows, kBits>(k, s.params, n, width, x, rebuilt.fired, s.state, trace(t), s.z + (t - t0) * n);
@@ -283,45 +311,38 @@ void backward_block(const Call& c, const Scratch<N, R>& s, const Rebuilt<R>& reb
   surrogate(s.z, (t1 - t0) * n, a);
   for (i64 t = t1 - 1; t >= t0; t--) {
     for (int f = 0; f < N::kStates; f++)
-      if (c.grad_seq[f]) {
-        const R* __restrict more = static_cast<const R*>(c.grad_seq[f]) + t * c.grad_seq_stride[f] + lo;
+      if (c.grad_seq[f] && rows.ends_time_step(t)) {
+        const i64 at = rows.time_of(t) * c.grad_seq_stride[f] + lo;
+        const R* __restrict more = static_cast<const R*>(c.grad_seq[f]) + at;
         R* __restrict carry = s.carry + f * width;
         for (i64 i = 0; i < n; i++) carry[i] += more[i];
       }
     const R* y = (kLearn && N::kNeedsInput) || rebuilt.sum ? stored(t) : s.x;
-    const R* x = kLearn && N::kNeedsInput ? input(y) : s.x;
+    const R* x = kLearn && N::kNeedsInput ? input(y, t) : s.x;
     const R* gs = s.zeros;
-    if (c.grad_spikes) gs = read_row<R>(c.grad_spikes, c.spike_type, t * c.grad_spikes_stride + lo, n, s.spikes);
+    if (c.grad_spikes) gs = rows.read(c.grad_spikes, c.spike_type, c.grad_spikes_stride, t, s.spikes);
     if (in_place && gs != s.spikes) gs = std::copy_n(gs, n, s.spikes) - n;
-    R* gx = c.grad_x ? row_to_write<R>(c.grad_x, c.x_type, t * c.neurons + lo, s.grad_x) : s.grad_x;
+    R* gx = c.grad_x ? rows.to_write(c.grad_x, c.x_type, t, s.grad_x) : s.grad_x;
     read_spikes(t);
     backward_row<N, R, kRows, kLearn, kBits>(k, s.params, n, width, x, before(t), trace(t), rebuilt.fired,
                                              s.z + (t - t0) * n, gs, s.carry, gx, s.grad_params);
-    if (c.flags & kOnline) std::fill_n(s.carry, N::kStates * width, R(0));
-    if (c.grad_x) write_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, gx);
+    if (c.flags & kOnline && rows.begins_time_step(t)) std::fill_n(s.carry, N::kStates * width, R(0));
+    if (c.grad_x) rows.write(c.grad_x, c.x_type, t, gx);
     if (rebuilt.sum) {  // of the gradient as it is stored
-      const R* g = c.grad_x ? read_row<R>(c.grad_x, c.x_type, t * c.neurons + lo, n, s.grad_x) : gx;
+      const R* g = c.grad_x ? rows.read(c.grad_x, c.x_type, rows.values_per_step(), t, s.grad_x) : gx;
       sum_row(n, g, y, rebuilt.sum, rebuilt.product);
+      if (c.groups > 1) rebuilt.add_sums(rows, t, width);
     }
   }
-  if (rebuilt.sum) {
-#ifdef _OPENMP
-    double* mine = c.sums + omp_get_thread_num() * 2 * c.x_scale.size;
-#else
-    double* mine = c.sums;
-#endif
-    add_to_channels(c.x_scale, lo, n, rebuilt.sum, mine);
-    add_to_channels(c.x_scale, lo, n, rebuilt.product, mine + c.x_scale.size);
-    std::fill_n(rebuilt.sum, width, R(0));
-    std::fill_n(rebuilt.product, width, R(0));
-  }
+  if (rebuilt.sum && c.groups == 1) rebuilt.add_sums(rows, t0, width);
 }
 
 template <class N, class R>
 void backward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
   const i64 block = std::min<i64>(c.steps, kBlock);
   const Scratch<N, R> s(memory, width, block);
-  const Rebuilt<R> rebuilt(c, lo, n, width, memory + (s.kBackward + block * s.kPerStep) * width);
+  const Places rows(c, lo, n);
+  const Rebuilt<R> rebuilt(rows, width, memory + (s.kBackward + block * s.kPerStep) * width);
   const bool per_neuron = fill_params<N, R>(c, lo, n, width, s.params);
   const auto k = N::Const::from(c.constants);
   std::fill_n(s.grad_params, N::kParams * width, R(0));
@@ -339,12 +360,12 @@ void backward_chunk(const Call& c, i64 lo, i64 n, i64 width, R* memory) {
     load_rows<R, N::kStates>(b > 0 ? anchors : c.initial, lo, c.rest, n, width, s.start);
     const i64 t0 = b * kBlock, t1 = std::min<i64>(c.steps, t0 + kBlock);
     with_flag<N>(learn, [&](auto learns) {
-      const auto run = [&](auto rows, auto bits) {
-        backward_block<N, R, rows.value, learns.value, bits.value>(c, s, rebuilt, lo, n, width, t0, t1, k, surrogate, a);
+      const auto run = [&](auto differ, auto bits) {
+        backward_block<N, R, differ.value, learns.value, bits.value>(rows, s, rebuilt, width, t0, t1, k, surrogate, a);
       };
       // With bits always from rows: one value read again and again costs little, a loop of its own time to compile.
       if (c.bits) run(std::bool_constant<(N::kParams > 0)>{}, std::true_type{});
-      else with_flag<N>(per_neuron, [&](auto rows) { run(rows, std::false_type{}); });
+      else with_flag<N>(per_neuron, [&](auto differ) { run(differ, std::false_type{}); });
     });
   }
   store_rows<R, N::kStates>(s.carry, n, width, c.grad_initial, lo);
@@ -387,7 +408,7 @@ int forward(const Call& c) {
 template <class N, class R>
 int backward(const Call& c) {
   using S = Scratch<N, R>;
-  const i64 rows = Rebuilt<R>::rows(c) + S::kBackward + std::min<i64>(c.steps, kBlock) * S::kPerStep;
+  const i64 rows = Rebuilt<R>::count(c) + S::kBackward + std::min<i64>(c.steps, kBlock) * S::kPerStep;
   const i64 width = chunk_width(rows * sizeof(R), c.neurons, c.threads);
   return over_chunks<R>(c, width, rows * width, &backward_chunk<N, R>);
 }

@@ -46,7 +46,7 @@ constexpr float kLn2Lo = 1.42860677e-6f;
 MX_HD float exp_parts(float x, float& rounded) {
   x = x < -104.0f ? -104.0f : x;  // e^-104 is below half the smallest denormal, e^89 above the largest float;
   x = x > 89.0f ? 89.0f : x;      // comparisons this way round keep NaN
-  rounded = x * float(kLog2e) + kRound; if (x > 80.0f) { volatile float force = x; x = force; }
+  rounded = x * float(kLog2e) + kRound;
   const float n = rounded - kRound;
   const float exact = x - n * kLn2Hi, low = n * kLn2Lo;
   const float r = exact - low;

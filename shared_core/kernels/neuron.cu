@@ -70,17 +70,35 @@ MX_DEVICE i64 anchor_index(const Call& c, i64 block, int field, i64 i) {
   return ((block - 1) * N::kStates + field) * c.neurons + i;
 }
 
-template <class N, class R, class X, class S>
+
+// Where neuron i finds its values. kShared: channel groups may share a membrane (Call::groups); else there is one.
+template <bool kShared>
+struct Places {
+  i64 first;         // of group 0, in a time step
+  u32 groups;
+  i64 run, neurons;
+  MX_DEVICE Places(const Call& c, i64 i)
+      : first(kShared ? place(c, 0, i) : i), groups(kShared ? (u32)c.groups : 1), run(c.run), neurons(c.neurons) {}
+  MX_DEVICE i64 values_per_step() const { return kShared ? neurons * groups : neurons; }
+  MX_DEVICE i64 time_of(i64 step) const { return kShared ? (u32)step / groups : step; }
+  MX_DEVICE i64 in_time_step(i64 step) const { return kShared ? first + (u32)step % groups * run : first; }
+  MX_DEVICE i64 at(i64 stride, i64 step) const { return time_of(step) * stride + in_time_step(step); }
+  MX_DEVICE bool begins_time_step(i64 step) const { return !kShared || (u32)step % groups == 0; }
+  MX_DEVICE bool ends_time_step(i64 step) const { return !kShared || ((u32)step + 1) % groups == 0; }
+};
+
+template <class N, class R, class X, class S, bool kShared>
 MX_DEVICE void forward(const Call& c) {
   constexpr int kAhead = 8;  // tuning: bytes under way per multiprocessor = resident threads * kAhead * sizeof(X)
   static_assert(kBlock % kAhead == 0, "anchors are written between groups");
   const auto k = N::Const::from(c.constants);
-  const i64 bit_row = (c.neurons + 7) / 8;
+  const i64 bit_row = (kShared ? c.neurons * c.groups + 7 : c.neurons + 7) / 8;
   // A ballot needs every lane of the warp: lanes past the end repeat the last neuron and write nothing.
   const i64 end = c.bits ? (c.neurons + 31) / 32 * 32 : c.neurons;
   for (i64 lane_neuron = first_neuron(); lane_neuron < end; lane_neuron += neurons_at_once()) {
     const bool inside = lane_neuron < c.neurons;
     const i64 i = inside ? lane_neuron : c.neurons - 1;
+    const Places<kShared> places(c, i);
     const auto p = params_of<N, R>(c, i);
     auto state = initial_state<N, R>(c, i);
     for (i64 t0 = 0; t0 < c.steps; t0 += kAhead) {
@@ -90,7 +108,7 @@ MX_DEVICE void forward(const Call& c) {
       R x[kAhead];
       MX_UNROLL
       for (int s = 0; s < kAhead; s++)
-        if (t0 + s < c.steps) x[s] = read<R, X>(c.x, (t0 + s) * c.x_stride + i);
+        if (t0 + s < c.steps) x[s] = read<R, X>(c.x, places.at(c.x_stride, t0 + s));
       MX_UNROLL
       for (int s = 0; s < kAhead; s++) {
         const i64 t = t0 + s;
@@ -102,14 +120,16 @@ MX_DEVICE void forward(const Call& c) {
           const R emitted = N::emit(fired, p, k);
           state = N::settle(trace, fired, p, k);
           if (inside) {
-            write<S>(c.spikes, t * c.neurons + i, emitted);
-            each_field<R, N::kStates>(state, [&](int f, R v) {
-              if (c.states_seq[f]) write<R>(c.states_seq[f], t * c.neurons + i, v);
-            });
+            write<S>(c.spikes, places.at(places.values_per_step(), t), emitted);
+            if (places.ends_time_step(t))
+              each_field<R, N::kStates>(state, [&](int f, R v) {
+                if (c.states_seq[f]) write<R>(c.states_seq[f], places.time_of(t) * c.neurons + i, v);
+              });
           }
           if (c.bits) {  // 32 neurons a word, one byte for every eighth lane: a row need not start at a whole word
             const u32 word = __ballot_sync(0xffffffffu, inside && emitted != R(0));
-            if (inside && i % 8 == 0) c.bits[t * bit_row + i / 8] = (unsigned char)(word >> (i % 32));
+            if (inside && i % 8 == 0)
+              c.bits[places.time_of(t) * bit_row + places.in_time_step(t) / 8] = (unsigned char)(word >> (i % 32));
           }
         }
       }
@@ -123,7 +143,7 @@ MX_DEVICE void forward(const Call& c) {
 
 // G: surrogate. kSteps: traces kept in registers; c.steps <= kSteps, or kSteps == kBlock.
 // kRebuilt: bits or an affine may be given. There is no c.sums here.
-template <class N, class R, class X, class S, class G, int kSteps, bool kRebuilt>
+template <class N, class R, class X, class S, class G, int kSteps, bool kRebuilt, bool kShared>
 MX_DEVICE void backward(const Call& c) {
   constexpr int kGroup = 4;  // tuning, as kAhead; eight cost 20 to 40 registers more, and spill
   static_assert(kSteps <= kBlock && kSteps % kGroup == 0, "whole groups, anchors kBlock steps apart");
@@ -133,15 +153,21 @@ MX_DEVICE void backward(const Call& c) {
   for (int j = 0; j < kMaxSurrogateParams; j++) a[j] = R(c.surrogate_params[j]);
   const bool affine_given = kRebuilt && c.x_scale.data, bits_given = kRebuilt && c.bits;
   const bool online = c.flags & kOnline;  // here: read inside the loops, it costs registers
-  const i64 bit_row = (c.neurons + 7) / 8;
+  const i64 bit_row = (kShared ? c.neurons * c.groups + 7 : c.neurons + 7) / 8;
   const bool kept = kSteps == kGroup && c.traces[0];  // one step, and its trace was kept
   const i64 blocks = kSteps < kBlock ? 1 : (c.steps + kBlock - 1) / kBlock;
   for (i64 i = first_neuron(); i < c.neurons; i += neurons_at_once()) {
     const auto p = params_of<N, R>(c, i);
     auto gp = fields<typename N::Params, R, N::kParams>([](int) { return R(0); });
-    const R scale = affine_given ? value_of<R>(c.x_scale, i) : R(1);
-    const R shift = affine_given ? value_of<R>(c.x_shift, i) : R(0);
-    const auto input = [&](R y) { return affine_given ? affine<X>(y, scale, shift) : y; };
+    const Places<kShared> places(c, i);
+    const R scale = affine_given && !kShared ? value_of<R>(c.x_scale, i) : R(1);
+    const R shift = affine_given && !kShared ? value_of<R>(c.x_shift, i) : R(0);
+    const auto input = [&](R y, i64 t) {
+      if (!affine_given) return y;
+      if (!kShared) return affine<X>(y, scale, shift);
+      const i64 at = places.in_time_step(t);  // each group has channels of its own
+      return affine<X>(y, value_of<R>(c.x_scale, at), value_of<R>(c.x_shift, at));
+    };
     auto carry = fields<typename N::State, R, N::kStates>(
         [&](int f) { return c.grad_final[f] ? read<R, R>(c.grad_final[f], i) : R(0); });
     for (i64 b = blocks - 1; b >= 0; b--) {
@@ -167,9 +193,13 @@ MX_DEVICE void backward(const Call& c) {
         MX_UNROLL
         for (int s = 0; s < kGroup; s++)
           if (g + s < count && !kept) {
-            x[s] = input(R(widen(*x_at)));
+            const i64 t = t0 + g + s;
+            x[s] = input(kShared ? read<R, X>(c.x, places.at(c.x_stride, t)) : R(widen(*x_at)), t);
             x_at += c.x_stride;
-            if (bits_given) {
+            if (bits_given && kShared) {
+              const i64 at = places.in_time_step(t);
+              spikes |= (c.bits[places.time_of(t) * bit_row + at / 8] >> (at % 8) & 1u) << (g + s);
+            } else if (bits_given) {
               spikes |= (*bits_at >> (i % 8) & 1u) << (g + s);
               bits_at += bit_row;
             }
@@ -190,11 +220,14 @@ MX_DEVICE void backward(const Call& c) {
         for (int s = 0; s < kGroup; s++)
           if (g + s < count) {
             const i64 t = t0 + g + s;
-            if (N::kNeedsInput) x[s] = c.x ? input(read<R, X>(c.x, t * c.x_stride + i)) : R(0);
-            gs[s] = c.grad_spikes ? read<R, S>(c.grad_spikes, t * c.grad_spikes_stride + i) : R(0);
+            if (N::kNeedsInput) x[s] = c.x ? input(read<R, X>(c.x, places.at(c.x_stride, t)), t) : R(0);
+            gs[s] = c.grad_spikes ? read<R, S>(c.grad_spikes, places.at(c.grad_spikes_stride, t)) : R(0);
             MX_UNROLL
             for (int f = 0; f < N::kStates; f++)
-              if (c.grad_seq[f]) extra[f][s] = read<R, R>(c.grad_seq[f], t * c.grad_seq_stride[f] + i);
+              if (c.grad_seq[f])
+                extra[f][s] = places.ends_time_step(t)
+                                  ? read<R, R>(c.grad_seq[f], places.time_of(t) * c.grad_seq_stride[f] + i)
+                                  : R(0);
           }
         MX_UNROLL
         for (int s = kGroup - 1; s >= 0; s--) {
@@ -211,8 +244,8 @@ MX_DEVICE void backward(const Call& c) {
             R gx;
             carry = N::backward(before, N::kNeedsInput ? x[s] : R(0), trace[at], fired(trace[at], at), p, k, g_spike,
                                 gs[s], carry, gx, gp);
-            if (online) carry = typename N::State{};
-            if (c.grad_x) write<X>(c.grad_x, (t0 + at) * c.neurons + i, gx);
+            if (online && places.begins_time_step(t0 + at)) carry = typename N::State{};
+            if (c.grad_x) write<X>(c.grad_x, places.at(places.values_per_step(), t0 + at), gx);
           }
         }
       }
@@ -233,9 +266,9 @@ extern "C" __global__ void __launch_bounds__(memext::kThreads) MEMEXT_NAME(const
   using namespace memext;
 #if MEMEXT_STEPS
   backward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S, MEMEXT_SURROGATE, MEMEXT_STEPS,
-           MEMEXT_REBUILT>(c);
+           MEMEXT_REBUILT, MEMEXT_SHARED>(c);
 #else
-  forward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S>(c);
+  forward<MEMEXT_NEURON<MEMEXT_R, MEMEXT_VARIANT>, MEMEXT_R, MEMEXT_X, MEMEXT_S, MEMEXT_SHARED>(c);
 #endif
 }
 #endif

@@ -61,13 +61,17 @@ void launch(const Call& c, bool ballots, Kernel kernel) {
 
 template <class N, class R, class X, class S>
 int run_typed(const Call& c, Direction direction) {
+  const bool shared = c.groups > 1;
   if (direction == kForward) {
-    launch(c, c.bits != nullptr, [&] { forward<N, R, X, S>(c); });
+    if (shared) launch(c, c.bits != nullptr, [&] { forward<N, R, X, S, true>(c); });
+    else launch(c, c.bits != nullptr, [&] { forward<N, R, X, S, false>(c); });
   } else {
     surrogate_id = c.surrogate;
-    if (c.bits || c.x_scale.data) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, true>(c); });
-    else if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4, false>(c); });
-    else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, false>(c); });
+    const bool rebuilt = c.bits || c.x_scale.data;
+    if (shared) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, true, true>(c); });
+    else if (rebuilt) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, true, false>(c); });
+    else if (c.steps <= 4) launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 4, false, false>(c); });
+    else launch(c, false, [&] { backward<N, R, X, S, AnySurrogate, 32, false, false>(c); });
   }
   return 0;
 }

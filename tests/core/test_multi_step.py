@@ -138,7 +138,7 @@ def test_one_value_of_any_rank_is_a_parameter(p, backend):
 def test_a_parameter_on_another_device_is_moved_if_it_is_one_value(monkeypatch):
     """A kernel must never be handed a pointer of another device."""
     operator, seen = functional._operators.run, []
-    monkeypatch.setattr(functional._operators, "run", lambda *a: seen.extend(a[-1]) or operator(*a))
+    monkeypatch.setattr(functional._operators, "run", lambda *a, **k: seen.extend(a[-1]) or operator(*a, **k))
     x, q = torch.randn(4, 3, device="meta"), torch.tensor(0.5, requires_grad=True)
     out = functional.multi_step(ParametricLIF(0.7), x, params=(q,), surrogate=SURROGATES[0])
     assert out.spikes.is_meta and out.spikes.shape == (4, 3) and seen[0].device == x.device and seen[0].requires_grad

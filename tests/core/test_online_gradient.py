@@ -157,7 +157,7 @@ def test_a_kernel_that_carries_the_gradient_on_is_caught(tmp_path, monkeypatch):
         _build.compiler()
     except _build.BuildError as problem:
         pytest.skip(str(problem))
-    edit = Edit("cpu.cpp", "", "if (c.flags & kOnline)", "if (false)")
+    edit = Edit("cpu.cpp", "", "if (c.flags & kOnline &&", "if (false &&")
     broken = native._load(one_neuron.library(tmp_path / "kernels", "Leaky", (edit,)))
     monkeypatch.setattr(native, "_library", lambda: (broken, "one neuron"))
     with pytest.raises(AssertionError, match="gradient"):

@@ -11,6 +11,7 @@ import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
 from spikingjelly.activation_based.model import sew_resnet
 from torch import nn
+from torch.nn.utils import prune
 from zoo import ZOO, lif
 
 import sj_memext
@@ -352,6 +353,15 @@ def test_wrapped_models():
     net, shape = small(), (4, 2, 3, 8, 8)
     wanted = {m.name: m.peak.peak for m in plan(net, shape).methods}
     assert {m.name: m.peak.peak for m in plan(nn.DataParallel(net), shape).methods} == wanted
+
+
+def test_a_pruned_model():
+    """torch.nn.utils.prune keeps its mask in a hook, too."""
+    net = nn.Sequential(layer.Conv2d(2, 4, 3, step_mode="m"), neuron.IFNode(step_mode="m"))
+    wanted = plan(net, (2, 1, 2, 8, 8))[NATIVE].peak.peak
+    prune.global_unstructured([(net[0], "weight")], pruning_method=prune.L1Unstructured, amount=0.5)
+    found = plan(net, (2, 1, 2, 8, 8))[NATIVE].peak.peak
+    assert found >= wanted + 2 * net[0].weight.nbytes  # the mask, and the weight that it makes
 
 
 def test_a_model_without_neurons():

@@ -94,13 +94,13 @@ def test_spikes_given_to_a_step_decide_over_its_potential():
     low = torch.full((1, 16), 1.0, requires_grad=True)
     for value, h in ((x, 1.2), (low, 0.75)):
         with tape.giving(0):
-            out = tape.step(dynamics, surrogate.atan(), None, False, False, value, (state,), ())
+            out = tape.step(dynamics, surrogate.atan(), None, False, False, 1, value, (state,), ())
         assert out.spikes.eq(1).all() and torch.allclose(out.final[0], torch.full((16,), h - 1.0))
     before = torch.zeros(16).requires_grad_()
     after = (out.final[0].detach().requires_grad_(),)
     solved = _tape.Solved()
     tape.bits.append(tape.bits[0])
     with tape.solving(1, solved):
-        again = tape.step(dynamics, surrogate.atan(), None, False, False, low, after, ())
+        again = tape.step(dynamics, surrogate.atan(), None, False, False, 1, low, after, ())
     assert torch.allclose(solved.before[id(after[0])], state) and torch.equal(again.final[0], after[0])
     assert before.grad is None

@@ -335,3 +335,34 @@ def test_a_failing_step_leaves_the_net_as_it_was():
     with suppress(ZeroDivisionError):
         unroll(net, x)
     assert len(classes) == 2 and type(net[1]) is neuron.IFNode
+
+
+class OneNeuron(nn.Module):
+    """One neuron object after three layers, called three times a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(layer.Linear(6, 6) for _ in range(3))
+        self.lif = neuron.LIFNode(tau=1.5, v_reset=None, surrogate_function=ATAN)
+        with torch.no_grad():
+            for linear in self.layers:
+                linear.weight.mul_(2).add_(0.35)
+
+    def forward(self, x):
+        for linear in self.layers:
+            x = self.lif(linear(x))
+        return x
+
+
+@pytest.mark.parametrize("method", ["compress", "recompute"])
+def test_a_neuron_called_several_times_a_step_with_its_spikes_kept_as_bits(method):
+    """The first call of the first step is at rest, and could take another way than the others."""
+    net, x = OneNeuron(), data(5).abs()
+    wanted, of_loop = gradients(net, x, lambda x: loop(net, x))
+    assert_fires(wanted)
+    functional.reset_net(net)
+    sj_memext.retrofit(net, method)
+    got, found = gradients(net, x, lambda x: unroll(net, x, "reverse"))
+    assert_bit_equal(got, wanted)
+    for a, b in zip(found, of_loop):
+        assert error(a, b) <= 1e-5

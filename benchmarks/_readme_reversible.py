@@ -1,0 +1,41 @@
+"""The README's tables of reversible neurons, from their result files."""
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+__all__ = ["memory_rows", "neuron_rows"]
+
+
+def memory_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """RevSNN's Fig. 5: one line per network, at its most time steps; what is asked of it in brackets."""
+    data = json.loads(path.read_text())
+    asked = {(a["network"], a["T"]): a for a in data["asked"]}
+    last = {row["network"]: row for row in data["rows"] if "failed" not in row}
+    lines = []
+    for row in last.values():
+        bound = asked.get((row["network"], row["T"]))
+        wanted = "" if bound is None else f" (at least {bound['asked']}{'' if bound['met'] else ': NO'})"
+        lines.append([f"{row['network']}, T={row['T']}, batch {row['batch']}", f"{row['normal neurons, MiB']:.0f} MiB",
+                      f"{row['reversible neurons, MiB']:.0f} MiB", f"{row['times less neuron memory']:.1f}x{wanted}",
+                      *("" if row[f"{kind} peak, MiB"] is None else f"{row[f'{kind} peak, MiB']:.0f} MiB"
+                        for kind in ("normal", "reversible"))])
+    return ["one training step, predicted", "normal neurons", "reversible neurons", "less", "peak, normal",
+            "peak, reversible"], lines
+
+
+def neuron_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Backward times; what is asked of ours in brackets."""
+    data = json.loads(path.read_text())
+    asked = {(tuple(a["shape"]), a["threads"], a["neuron"]): a for a in data["asked"]}
+    lines = []
+    for row in data["rows"]:
+        bound = asked.get((tuple(row["shape"]), row["threads"], row["neuron"]))
+        wanted = "" if bound is None else f" (at most {bound['asked']}x{'' if bound['met'] else ': NO'})"
+        low, high = row["backward, p20-p80"]
+        share = row["backward of conventional's"]
+        lines.append([f"{'x'.join(map(str, row['shape']))}, {row['neuron']}", str(row["threads"]),
+                      f"{row['forward, ns']:.2f}", f"{row['backward, ns']:.2f} ({low:.2f} to {high:.2f})",
+                      f"{share:.2f}x{wanted}", f"{row['kept, B']:.2f}"])
+    return ["reversible neuron, ns per element and step", "threads", "forward", "backward",
+            "backward of the conventional one's", "kept, B"], lines

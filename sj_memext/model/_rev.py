@@ -1,0 +1,54 @@
+"""What the reversible networks have in common: options of their blocks, neurons, and time for still images."""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from shared_core.errors import MemextError
+
+from .._host import functional, layer
+
+__all__ = ["Neurons", "conv_norm", "finished", "over_time"]
+
+
+
+class Neurons:
+    """Makes the neurons of one network: neurons(v_threshold=0.5) for other options than those of all."""
+
+    def __init__(self, spiking_neuron: Callable[..., nn.Module] | None, default: type[nn.Module], defaults: dict,
+                 options: dict):
+        self.make = default if spiking_neuron is None else spiking_neuron
+        self.options = {**defaults, **options} if spiking_neuron is None else options
+
+    def __call__(self, **other) -> nn.Module:
+        return self.make(**copy.deepcopy({**self.options, **other}))  # a learnable surrogate is each neuron's own
+
+
+def conv_norm(inputs: int, outputs: int, kernel: int = 3, *, bias: bool = False, dims: int = 2) -> list[nn.Module]:
+    conv, norm = ((layer.Conv1d, layer.BatchNorm1d), (layer.Conv2d, layer.BatchNorm2d))[dims - 1]
+    return [conv(inputs, outputs, kernel, padding=kernel // 2, bias=bias), norm(outputs)]
+
+
+def over_time(stem: nn.Module, x: Tensor, steps: int) -> Tensor:
+    """[T, N, C, H, W] through the stem; or an image [N, C, H, W], once, and then shown `steps` times."""
+    if x.dim() == 5:
+        return stem(x)
+    if x.dim() != 4:
+        raise MemextError(f"sj_memext.model: the input has shape {tuple(x.shape)}; [T, N, C, H, W] or an image "
+                          "[N, C, H, W], which is shown T times, is needed")
+    return stem(x.unsqueeze(0)).expand(steps, *(-1,) * 4)
+
+
+def finished(net: nn.Module) -> nn.Module:
+    """With initial weights, in step mode "m"."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    functional.set_step_mode(net, "m")
+    return net
