@@ -1,0 +1,184 @@
+"""The models side by side: a row for each component, a column for each model. As text, JSON, and stacked bars (PNG).
+
+A new model is a line in _RUNS and one in _MODELS: how it is run, and how it splits its energy into components.
+"""
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import MemextError
+from ..report import text_table
+from .estimate import Estimate, estimate
+from .sata import SataResult, sata
+from .table import LayerTable
+
+__all__ = ["COMPONENTS", "Costs", "compare", "costs"]
+
+COMPONENTS = {"synaptic": "synaptic operations", "lif": "LIF units", "spad": "registers of the array",
+              "sram": "on-chip buffers", "dram": "DRAM"}
+_COLORS = {"synaptic": "tab:blue", "lif": "tab:orange", "spad": "tab:green", "sram": "tab:red", "dram": "tab:purple"}
+
+
+class _Model(NamedTuple):
+    title: str
+    run: str  # of _RUNS
+    parts: Callable[[object], dict[str, float]]  # its result -> nJ per component
+
+
+def _sata_parts(found: SataResult) -> dict[str, float]:
+    return dict(synaptic=found.spike_mac_nj, lif=found.lif_nj, spad=found.spad_nj, sram=found.sram_nj,
+                dram=found.dram_nj)
+
+
+# Called with a table and what costs() was given.
+_RUNS = {
+    "estimate": lambda table, T, sparsity, **options: estimate(table, T=T, sparsity=sparsity),
+    "sata": lambda table, **options: sata(table, **options),
+}
+_MODELS = {
+    "table2": _Model("estimated, Table II", "estimate", lambda found: dict(synaptic=found.table2_nj)),
+    "eq13": _Model("estimated, Eq. 13", "estimate", lambda found: dict(synaptic=found.eq13_nj)),
+    "sata": _Model("SATA", "sata", _sata_parts),
+}
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one sample.  results: {"estimate": Estimate, "sata": SataResult}.  parts: {model: {component: nJ}}, components
+    as in COMPONENTS; those a model does not know are left out."""
+
+    table: LayerTable
+    results: Mapping[str, Estimate | SataResult]
+    parts: Mapping[str, Mapping[str, float]]
+
+    @property
+    def T(self) -> int:
+        return self.estimate.T
+
+    @property
+    def estimate(self) -> Estimate:
+        return self.results["estimate"]
+
+    @property
+    def sata(self) -> SataResult:
+        return self.results["sata"]
+
+    def total_nj(self, model: str) -> float:
+        return sum(self.parts[model].values())
+
+    @property
+    def not_counted(self) -> tuple[str, ...]:
+        """Of all models, with which one leaves it out: "SATA: pool (pool): why"."""
+        return tuple(f"{name}: {line}" for name, found in self.results.items() for line in found.not_counted)
+
+    def to_dict(self) -> dict:
+        """Every figure, as JSON types."""
+        models = {name: {"title": model.title, "parts_nj": dict(self.parts[name]), "total_nj": self.total_nj(name)}
+                  for name, model in _MODELS.items()}
+        return {"T": self.T, "models": models, **{name: found.to_dict() for name, found in self.results.items()},
+                "table": self.table.to_dict()}
+
+    def to_json(self, path: str | Path) -> None:
+        """Writes `to_dict()` to `path`. Raises OSError where that cannot be written."""
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    def text(self) -> str:
+        """Components by models, in nJ for one sample, and what the models leave out."""
+        rows = [[label, *(_cell(self.parts[name].get(part)) for name in _MODELS)] for part, label in COMPONENTS.items()]
+        rows.append(["total", *(_cell(self.total_nj(name)) for name in _MODELS)])
+        header = [f"nJ for one sample, T = {self.T}", *(model.title for model in _MODELS.values())]
+        found = self.sata
+        lines = [text_table(rows, header),
+                 f"SATA: {found.cycles} cycles, {found.latency_ns / 1e6:.4f} ms, {found.area_um2 / 1e6:.4f} mm2, "
+                 f"{found.lif_units} LIF units, {found.dataflow}, {found.compat or 'corrected'}",
+                 f"membranes of one sample: {found.membrane_bytes} bytes"]
+        for name, result in self.results.items():
+            lines += [f"not counted by {name}: {line}" for line in _grouped(result.not_counted)]
+            lines += [f"note by {name}: {line}" for line in _grouped(result.notes)]
+        lines += [f"note: {line}" for line in self.table.notes]
+        return "\n".join(lines)
+
+    def plot(self, path: str | Path) -> None:
+        """Stacked bars, one for each model.  Raises MemextError: matplotlib is not installed."""
+        _bars({"": self}, path)
+
+
+def costs(table: LayerTable, *, T: int | None = None, sparsity: float | str | None = None, **options) -> Costs:
+    """All models on one table.  T, sparsity: as in estimate().  options: as in sata()."""
+    results = {name: run(table, T=T, sparsity=sparsity, **options) for name, run in _RUNS.items()}
+    return Costs(table, results, {name: model.parts(results[model.run]) for name, model in _MODELS.items()})
+
+
+def compare(runs: Mapping[str, Costs], path: str | Path | None = None) -> str:
+    """Several runs side by side, as text, each figure also as a ratio to the first run's; with a path, as PNG too.
+
+    Raises MemextError: less than two runs.
+    """
+    if len(runs) < 2:
+        raise MemextError(f"compare: {len(runs)} run was given; pass {{name: costs(table), ...}} with at least two")
+    figures = {f"{model.title}, {COMPONENTS[part]}, nJ": (lambda run, name=name, part=part: run.parts[name].get(part))
+               for name, model in _MODELS.items() for part in COMPONENTS}
+    figures |= {f"{model.title}, nJ": lambda run, name=name: run.total_nj(name) for name, model in _MODELS.items()}
+    figures |= {"SATA, cycles": lambda run: run.sata.cycles, "SATA, latency ns": lambda run: run.sata.latency_ns,
+                "SATA, area um2": lambda run: run.sata.area_um2, "SATA, LIF units": lambda run: run.sata.lif_units,
+                "membrane bytes": lambda run: run.sata.membrane_bytes, "time steps": lambda run: run.T}
+    rows, first = [], next(iter(runs.values()))
+    for label, figure in figures.items():
+        base = figure(first)
+        if base is None or (label.startswith("estimated") and COMPONENTS["synaptic"] in label):
+            continue  # a model's only component is its total
+        row = [label, _cell(base)]
+        for run in list(runs.values())[1:]:
+            row += [_cell(figure(run)), f"{figure(run) / base:.3f}x" if base else "-"]
+        rows.append(row)
+    names = list(runs)
+    text = text_table(rows, ["", names[0], *(cell for name in names[1:] for cell in (name, ""))])
+    if path is not None:
+        _bars(runs, path)
+    return text
+
+
+def _bars(runs: Mapping[str, Costs], path: str | Path) -> None:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MemextError("plot: matplotlib is not installed; run: pip install matplotlib") from error
+    # One panel a model: their scales are orders of magnitude apart, and a stack needs a linear axis.
+    figure = Figure(figsize=(3 * len(_MODELS), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(_MODELS))
+    for axes, (name, model) in zip(panels, _MODELS.items()):
+        for at, run in enumerate(runs.values()):
+            bottom = 0.0
+            for part, value in run.parts[name].items():
+                axes.bar(at, value, bottom=bottom, color=_COLORS[part], width=0.6)
+                bottom += value
+        axes.set_title(model.title, fontsize="medium")
+        axes.set_xticks(range(len(runs)), list(runs))
+        axes.set_xlim(-0.7, len(runs) - 0.3)
+        axes.ticklabel_format(axis="y", scilimits=(-2, 4))
+    panels[0].set_ylabel("nJ for one sample")
+    used = [part for part in COMPONENTS if any(part in run.parts[name] for run in runs.values() for name in _MODELS)]
+    handles = [panels[0].bar(0, 0, color=_COLORS[part]) for part in used]
+    figure.legend(handles, [COMPONENTS[part] for part in used], loc="outside lower center", ncols=3, fontsize="small")
+    figure.savefig(path, format="png", dpi=120)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return str(value) if isinstance(value, int) else f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
+
+
+def _grouped(lines: tuple[str, ...]) -> list[str]:
+    """Lines "name: reason" with the same reason as one."""
+    found: dict[str, list[str]] = {}
+    for line in lines:
+        name, _, reason = line.partition(": ")
+        found.setdefault(reason, []).append(name)
+    return [f"{', '.join(names)}: {reason}" for reason, names in found.items()]
