@@ -202,11 +202,10 @@ def accuracy_sharing() -> str:
                      *(f"{split}, {reset} reset" for split, reset in columns)], table)
 
 
-# A table is there once its results are.
-TABLES = {make.__name__: make for make in (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu,
-                                           accuracy_unroll, sharing_cpu, accuracy_sharing, reversible_memory,
-                                           reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory)
-          if (RESULTS / f"{make.__name__}.json").exists()}
+MAKERS = (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu, accuracy_unroll, sharing_cpu,
+          accuracy_sharing, reversible_memory, reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory)
+# A table is there once its results are; until then there is nothing between its marks.
+TABLES = {make.__name__: make for make in MAKERS if (RESULTS / f"{make.__name__}.json").exists()}
 
 
 def refreshed(text: str) -> str:

@@ -23,7 +23,10 @@ def test_the_program_prints_what_the_readme_shows():
 
 
 def test_tables_come_from_the_committed_results():
-    assert TEXT.count("<!-- end -->") == len(readme.TABLES)
+    marked = re.findall(r"<!-- (\w+) -->\n(.*?)<!-- end -->", TEXT, re.DOTALL)
+    assert TEXT.count("<!-- end -->") == len(marked) and sorted(name for name, _ in marked) == sorted(
+        make.__name__ for make in readme.MAKERS)
+    assert {name for name, table in marked if table} == set(readme.TABLES)
     assert readme.refreshed(TEXT) == TEXT, "run python -m benchmarks.readme"
 
 
