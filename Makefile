@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# A file of tests runs in one of so many processes; two fit into 8 GiB.
+# A file of tests runs in one of so many processes, each with one thread (those that wait for each other's threads spin);
+# two fit into 8 GiB.
 WORKERS ?= 2
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.memext-installed
 KERNELS := $(wildcard shared_core/kernels/*)
 
@@ -23,11 +25,11 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 
 test: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 # Also the slow tests: sanitized kernels, the whole compile matrix, mutations, huge tensors.
 test-full: lint
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 # On a machine with a CUDA device, in the active Python environment (PY=...); see benchmarks/README.md.
 PY ?= python3

@@ -294,7 +294,7 @@ def floats_alive() -> dict[int, tuple[tuple[int, ...], int]]:
     gc.collect()
     found = {}
     for o in gc.get_objects():
-        if type(o) is torch.Tensor and o.is_floating_point():
+        if type(o) is torch.Tensor and o.layout is torch.strided and o.is_floating_point():
             found[o.untyped_storage().data_ptr()] = tuple(o.shape), o.untyped_storage().nbytes()
     return found
 
