@@ -93,11 +93,10 @@ def count(layer: Layer, rate: float, last_of_membrane: bool, run: Run) -> Counts
     if layer.kind == "neuron":  # an addition, for example, comes before it
         return Counts(0, 0, 0.0, layer.spiking * run.time_steps, Accesses(dram_membranes=membranes))
     shape = _published(layer) if rules.padding_assumed else _own(layer)
-    if rules.linear_as_3x3 and layer.kind == "linear":
-        nine = 9 * layer.macs, 9 * layer.out_channels  # a 1x1 map with a padding of 1 is 3x3
-        shape = shape._replace(macs=nine[0], neurons=nine[1])
-    elif not rules.neurons_everywhere:
+    if not rules.neurons_everywhere:
         shape = shape._replace(neurons=layer.spiking)
+    if rules.linear_as_3x3 and layer.kind == "linear":  # a 1x1 map with a padding of 1 is 3x3
+        shape = shape._replace(macs=9 * shape.macs, neurons=9 * shape.neurons)
     runs = layer.runs(run.time_steps, run.table_steps)
     column_tiles = math.ceil(shape.filters / run.array.columns) * shape.groups
     cycles, lif_cycles = _cycles(shape, column_tiles, runs, run)
@@ -117,7 +116,7 @@ def _own(layer: Layer) -> _Shape:
     else:  # every input position is a pixel
         size = (layer.height, layer.width)
         inputs = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1), channels, groups)
-    return _Shape(pixels, window, filters, groups, inputs, layer.macs, layer.outputs, layer.spiking)
+    return _Shape(pixels, window, filters, groups, inputs, layer.macs, layer.outputs, layer.outputs)
 
 
 def _published(layer: Layer) -> _Shape:

@@ -26,6 +26,14 @@ def energy(args, build: Callable[[str], LayerTable]) -> tuple[dict, str, Callabl
 
     build: makes a table from module:factory.  Raises MemextError: an option that cannot be, a table that is none.
     """
+    try:
+        return _energy(args, build)
+    except MemextError as problem:  # in the spelling of the command
+        text = str(problem).replace("pass sparsity=", "pass --sparsity ").replace("pass T=", "pass --time-steps ")
+        raise MemextError(text) from problem
+
+
+def _energy(args, build: Callable[[str], LayerTable]) -> tuple[dict, str, Callable[[str], None]]:
     given = dict(T=args.time_steps, sparsity=args.sparsity, dataflow=args.dataflow, lif_units=args.lif_units,
                  array=args.array, compat=args.compat)
     first = {key: value for key, value in options_of(given).items() if value is not None}

@@ -2,7 +2,6 @@
 import dataclasses
 import math
 
-import numpy as np
 import pytest
 
 from shared_core.errors import MemextError
@@ -101,12 +100,12 @@ def test_parts_of_a_processing_element():
 
 # ---- corrected against published ------------------------------------------------------------------------------------
 
-MIXED = [dict(conv(24, 5, 3, 32), name="stem", real_input=True), conv(24, 3, 32, 32), dict(fc(512, 10), neurons=0)]
+MIXED = [dict(conv(24, 5, 3, 32), name="stem", real_input=True), dict(conv(24, 3, 32, 32), neurons=0), fc(512, 10)]
 
 # What the sums of each figure do when one rule of the corrected form is put to what the 2023 tool does.
 MOVES = {
-    "padding_assumed": "cycles macs lif_updates compute_nj dram_nj sram_nj",
-    "linear_as_3x3": "macs compute_nj",
+    "padding_assumed": "cycles macs compute_nj dram_nj sram_nj",
+    "linear_as_3x3": "macs lif_updates compute_nj",
     "spike_bits": "dram_nj sram_nj",
     "block_per_element": "dram_nj sram_nj",
     "one_bank_leaks": "sram_nj",
@@ -164,8 +163,9 @@ def test_corrected_by_hand():
     leak = 2 * (24.9086 + 2 * 6.25862) * ns * 1e-3
     assert found.sram_nj == pytest.approx(
         (0.0286315 * 432 * 8 + 0.0110295 * 6912 + 0.012772 * 2048) / 256 + leak, rel=1e-12)
+    leakage_mw = (0.00481 + 0.017 + 0.0402) * 1e-3
     power = (0.00235 + 0.01689 + 0.02511) * found.macs * 2.5 * 1e-3
-    assert found.spike_mac_nj == pytest.approx(power + (0.00481 + 0.017 + 0.0201) * 1e-3 * ns * 128 * 1e-3, rel=1e-12)
+    assert found.spike_mac_nj == pytest.approx(power + leakage_mw * ns * 128 * 1e-3, rel=1e-12)
 
 
 def test_sparsity_saves_compute_and_nothing_else():
@@ -226,7 +226,7 @@ def test_any_array():
 
 # ---- the input buffer -----------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("capacity", [7, 30, 50, 100000])
+@pytest.mark.parametrize("capacity", [7, 18, 54, 65, 100000])  # the middle ones repeat after several passes
 @pytest.mark.parametrize("w", [
     Window((6, 5), (6, 5), (3, 3), (1, 1), (1, 1), (1, 1), 2, 1), Window((7, 7), (3, 3), (3, 3), (2, 2), (0, 0), (1, 1),
                                                                          3, 2),
@@ -256,7 +256,7 @@ def test_the_buffer_forgets_as_a_plain_loop_does(w, capacity):
                             held.clear()
     assert touched(w) == len(asked)
     assert fetched(w, passes, rows, capacity) == misses
-    assert capacity != 30 or w.elements < 30 or misses > len(asked) or len(asked) < np.prod(w.size)
+    assert capacity > 7 or misses > len(asked)  # it does forget
 
 
 # ---- LIF units ------------------------------------------------------------------------------------------------------
@@ -293,14 +293,15 @@ def test_units_follow_the_network():
 
 def test_tick_batch_against_the_standard_order():
     """The paper's 62.5 % for VGG9 on Tiny-ImageNet at T = 4. The tools' accesses times T give 75 % of the accesses'
-    energy (1 - 1 / T), and 71.6 % and 68.9 % with the buffers' leakage, which is the same in both orders; counted
-    anew it is 82 % of the accesses', with leakage less than nothing. No reading gives 62.5 %."""
+    energy (1 - 1 / T), 71.6 and 68.9 % with the buffers' leakage, which is the same in both orders. Counted anew it is
+    75.8 % of the accesses', and a loss with leakage, as the merged runs of tick-batch take more cycles. No reading
+    gives 62.5 %."""
     wide = [conv(64, 3, 3, 64), conv(64, 3, 64, 64), conv(32, 3, 64, 128), conv(32, 3, 128, 128), conv(16, 3, 128, 256),
             conv(16, 3, 256, 256), conv(16, 3, 256, 256), fc(16384, 1024), fc(1024, 200)]
     found = {basis: movement(table(wide), T=4, basis=basis) for basis in ("sata-2023", "sata-2024", "corrected")}
     assert found["sata-2023"].access_saving == pytest.approx(0.75, abs=1e-12)
     assert f"{found['sata-2023'].saving:.3f} {found['sata-2024'].saving:.3f}" == "0.716 0.689"
-    assert found["corrected"].access_saving > 0.5
+    assert f"{found['corrected'].access_saving:.3f} {found['corrected'].saving:.3f}" == "0.758 -0.256"
     steps = [movement(table(wide), T=t, basis="sata-2023").saving for t in (1, 2, 4, 8)]
     assert steps[0] == pytest.approx(0, abs=1e-12) and steps == sorted(steps)  # "increases with the timestep"
     with pytest.raises(MemextError, match="basis is 'paper'"):
