@@ -17,6 +17,7 @@ _sata_buffer.py   what a layer's inputs cost in DRAM fetches
 _sata_energy.py   counts times constants
 movement.py     standard against tick-batch order, shared membranes against batch size, LIF units' share of the area
 report.py       costs: the models side by side; text, JSON, PNG, two runs compared
+command.py      what `memext energy` does
 """
 from ._collect import layer_table
 from ._layers import Layer
