@@ -137,6 +137,7 @@ def close(ours, theirs):
 
 def test_a_retrofit_changes_the_classes_and_nothing_else(case):
     net, x, count = case
+    net.train()  # SpikingJelly's default surrogate is one object for all nets, which another test may have put in eval
     before, own, (y, grads) = kept(net), classes(net), step(net, x)
     net.eval()
     net.train()
