@@ -47,7 +47,8 @@ class Report:
 
     def __str__(self):
         lines = [f"retrofit {self.method!r}: {len(self.changed)} changed, {len(self.skipped)} left as they are"]
-        lines += [f"  {name}: {before} -> {now}" for name, before, now in self.changed]
+        lines += [f"  {name}: {before} -> {now}" if before != now else f"  {name}: {before}, its forward"
+                  for name, before, now in self.changed]
         lines += [f"  {name}: {kind} left: {reason}" for name, kind, reason in self.skipped]
         lines += [f"  {note}" for note in self.notes]
         return "\n".join(lines)
