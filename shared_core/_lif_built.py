@@ -29,7 +29,11 @@ def built(net: nn.Module, sample, time_steps: int | None) -> LifMemory:
     net = unwrapped(net)
     x = _shape_of(sample)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), planning(), FakeTensorMode(allow_non_fake_inputs=True):
-        return _count(fake_copy(net, "cpu").eval(), torch.empty(x), time_steps)
+        try:
+            copied = fake_copy(net, "cpu").eval()
+        except MemextError as problem:
+            raise MemextError(f"lif_memory: {problem}") from problem
+        return _count(copied, torch.empty(x), time_steps)
 
 
 def _count(net: nn.Module, x: Tensor, time_steps: int | None) -> LifMemory:

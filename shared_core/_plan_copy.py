@@ -68,7 +68,7 @@ def fake_like(t: Tensor, device: str) -> Tensor:
     One number that is no parameter keeps its value where it has one, so that code may ask for it (`.item()`).
     """
     if t.layout is not torch.strided:
-        raise MemextError(f"plan: a tensor of the model has layout {t.layout}; only dense tensors are planned")
+        raise MemextError(f"a tensor of the model has layout {t.layout}; only dense tensors are planned")
     if isinstance(t, nn.Parameter):
         made = nn.Parameter(torch.empty_strided(t.size(), t.stride(), dtype=t.dtype, device=device), t.requires_grad)
         made.__dict__.update(vars(t))
@@ -91,8 +91,8 @@ def fake_copy(model: nn.Module, device: str) -> nn.Module:
     try:
         return copy.deepcopy(model, memo)
     except Exception as problem:
-        raise MemextError(f"plan: this {type(model).__name__} cannot be copied ({type(problem).__name__}: {problem}); "
-                          "copy.deepcopy(model) has to work; plan before hooks or handles that cannot be copied are "
+        raise MemextError(f"this {type(model).__name__} cannot be copied ({type(problem).__name__}: {problem}); "
+                          "copy.deepcopy(model) has to work; do this before hooks or handles that cannot be copied are "
                           "attached") from problem
 
 

@@ -114,6 +114,6 @@ def largest_batch(law: Trace, budget: int, optimizer, exact) -> tuple[int, Peak 
                 break
             batch = batch if low == 0 else (low + high) // 2
     if best is None and high != 1:
-        raise MemextError(f"plan: no batch was found within {_TRIES} tries: the memory of this model does not grow "
+        raise MemextError(f"no batch was found within {_TRIES} tries: the memory of this model does not grow "
                           f"evenly with its batch; call plan with a batch near {batch} and look at its peak")
     return low, best

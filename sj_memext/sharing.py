@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from shared_core._entering import entered
-from shared_core.chain.method import NEURON_POLICY
 from shared_core.errors import MemextError
 from shared_core.retrofit import ALREADY, classify
 from shared_core.sharing import Sharer, SharingHost, Together
@@ -146,17 +145,15 @@ class _OneStep:
     """[N, *] -> what the parts make of the sequence [1, N, *], without its first dimension.
 
     They stay in step mode "m", so that a forward that unpacks T, N, C or holds layers for sequences runs as ever.
-    modes: of every module inside.  policies: neurons that the retrofit method "compress" or "recompute" put in a chain
-    from layer to layer; of single steps there is nothing to gain by that, and their spikes would not be those taped.
+    modes: of every module inside.
     """
 
-    def __init__(self, parts: Sequence[nn.Module], whole: bool, modes: Sequence[tuple[nn.Module, str]],
-                 policies: Sequence[tuple[nn.Module, object]]):
-        self.parts, self.whole, self.modes, self.policies = parts, whole, modes, policies
+    def __init__(self, parts: Sequence[nn.Module], whole: bool, modes: Sequence[tuple[nn.Module, str]]):
+        self.parts, self.whole, self.modes = parts, whole, modes
 
     def __call__(self, x: Tensor):
         x = x.unsqueeze(0)
-        with _step_modes(self.modes), _without(self.policies):
+        with _step_modes(self.modes):
             for part in self.parts:
                 x = type(part).forward(part, x) if self.whole else part(x)
         return tree_map(self._first, x)
@@ -177,20 +174,8 @@ def _one_step(parts: Sequence[nn.Module], whole: bool) -> Iterator[_OneStep]:
     "s" while it looks, and in their own mode while a step runs."""
     inside = dict.fromkeys(m for part in parts for m in part.modules() if "_step_mode" in vars(m))
     modes = [(m, m._step_mode) for m in inside]
-    policies = [(m, vars(m)[NEURON_POLICY]) for m in inside if NEURON_POLICY in vars(m)]
     with _step_modes([(m, "s") for m in inside]):
-        yield _OneStep(parts, whole, modes, policies)
-
-
-@contextmanager
-def _without(policies: Sequence[tuple[nn.Module, object]]) -> Iterator[None]:
-    for m, _ in policies:
-        m.__dict__.pop(NEURON_POLICY, None)
-    try:
-        yield
-    finally:
-        for m, policy in policies:
-            m.__dict__[NEURON_POLICY] = policy
+        yield _OneStep(parts, whole, modes)
 
 
 @contextmanager

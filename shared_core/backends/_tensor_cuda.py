@@ -4,9 +4,6 @@ on Torch's current stream. The functions are those of _tensor_native.py, argumen
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,27 +37,12 @@ def compile(dtype: torch.dtype, capability: int) -> _nvrtc.Compiled:
 
 @lru_cache(maxsize=1)
 def _sources_hash() -> str:
-    digest = hashlib.sha256()
-    for name in ("call.h", "config.h", "half.h", "tensor.h", "tensor.cu"):
-        digest.update((KERNELS / name).read_bytes())
-    return digest.hexdigest()
+    return cuda.hash_of(*(KERNELS / name for name in ("call.h", "config.h", "half.h", "tensor.h", "tensor.cu")))
 
 
 def _image(dtype: torch.dtype, capability: int) -> Path:
-    """File with the compiled module, as cuda.py keeps those of the neurons."""
-    flags = [f for f in _nvrtc.FLAGS if not f.startswith("-I")]
-    key = hashlib.sha256(repr((_sources_hash(), flags, capability, _nvrtc.version())).encode()).hexdigest()[:16]
-    stem = f"memext_tensor_{STORED[dtype].lower()}_sm{capability}_{key}"
-    for suffix in (".cubin", ".ptx"):
-        if (cuda.cache_folder() / (stem + suffix)).exists():
-            return cuda.cache_folder() / (stem + suffix)
-    compiled = compile(dtype, capability)
-    path = cuda.cache_folder() / (stem + (".ptx" if compiled.is_ptx else ".cubin"))
-    handle, building = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(compiled.image)
-    os.replace(building, path)  # whole or not there: other processes may be doing the same
-    return path
+    name = f"memext_tensor_{STORED[dtype].lower()}"
+    return cuda.kept_image(name, (_sources_hash(),), capability, lambda: compile(dtype, capability))
 
 
 def _load(index: int, dtype: torch.dtype) -> None:

@@ -16,6 +16,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -179,10 +180,7 @@ def _function(index: int, kernel: Kernel):
 
 @lru_cache(maxsize=1)
 def _sources_hash() -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted(KERNELS.glob("*.h")), KERNELS / "neuron.cu"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return hash_of(*sorted(KERNELS.glob("*.h")), KERNELS / "neuron.cu")
 
 
 @lru_cache(maxsize=1)
@@ -198,18 +196,30 @@ def cache_folder() -> Path:
         return Path(tempfile.mkdtemp(prefix="memext-"))
 
 
-def _image(kernel: Kernel, capability: int) -> Path:
-    """File with the compiled kernel. The name depends on all that the code depends on."""
+def kept_image(name: str, depends_on: tuple, capability: int, compile: Callable[[], _nvrtc.Compiled]) -> Path:
+    """File with a compiled module; compiled first if there is none.  depends_on: with compiler and flags, all that the
+    code depends on."""
     flags = [f for f in _nvrtc.FLAGS if not f.startswith("-I")]
-    key = repr((_sources_hash(), kernel.options, flags, capability, _nvrtc.version()))
-    stem = f"{kernel.name}_sm{capability}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    key = repr((depends_on, flags, capability, _nvrtc.version()))
+    stem = f"{name}_sm{capability}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
     for suffix in (".cubin", ".ptx"):
         if (cache_folder() / (stem + suffix)).exists():
             return cache_folder() / (stem + suffix)
-    compiled = compile(kernel, capability)
+    compiled = compile()
     path = cache_folder() / (stem + (".ptx" if compiled.is_ptx else ".cubin"))
     handle, building = tempfile.mkstemp(dir=path.parent)
     with os.fdopen(handle, "wb") as file:
         file.write(compiled.image)
     os.replace(building, path)  # whole or not there: other processes may be doing the same
     return path
+
+
+def hash_of(*paths: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _image(kernel: Kernel, capability: int) -> Path:
+    return kept_image(kernel.name, (_sources_hash(), kernel.options), capability, lambda: compile(kernel, capability))

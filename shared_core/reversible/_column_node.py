@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from .._again import fork, random_state, set_random_state
 from ..coding import is_fake
 from ..errors import MemextError
 from ..temporal._captured import leaves_of
 from ._column_state import TurnedOn, packed, unpacked
-from ._parts import Part, aside, random_state, set_random_state
+from ._parts import Part, aside
 
 __all__ = ["ColumnsNode", "Course", "advance", "run_columns"]
 
@@ -151,7 +152,8 @@ class _Backward:
 
     def run(self, v: list[Tensor], g: list[Tensor]) -> list[Tensor | None]:
         course = self.course
-        with aside([course.part], course.training) as aliases, _forked(course):
+        drawn = fork(course.device) if course.random else nullcontext()
+        with aside([course.part], course.training) as aliases, drawn:
             self.leaves = [aliases[id(p)] for p in course.part.parameters]
             for t in reversed(range(course.columns)):
                 v, g = self.column(t, v, g)
@@ -221,10 +223,3 @@ class _Backward:
         if leaves_of([out]) - {id(leaf) for leaf in into}:
             raise MemextError(f"columns: stage {i} uses a tensor that needs a gradient and is no parameter of the "
                               "stage; make it one, or pass reversible=False")
-
-
-def _forked(course: Course):
-    """Random numbers drawn inside are not drawn outside; only where a stage draws some."""
-    if not course.random:
-        return nullcontext()
-    return torch.random.fork_rng([course.device] if course.device.type == "cuda" else [])

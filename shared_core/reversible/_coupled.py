@@ -11,9 +11,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from .._again import fork
 from ..errors import MemextError
 from ..temporal._program import leaf
-from ._coupling import Coupling, fork, own
+from ._coupling import Coupling, own
 from ._grid import Rounded
 from ._parts import Call, aside, key
 

@@ -8,13 +8,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from .._again import fork, random_state, set_random_state
 from ..coding import is_fake
 from ..errors import MemextError
 from ..temporal._captured import leaves_of
 from ..temporal._hosts import Cell
 from ..temporal._program import leaf, unchanged_mode
 from ._grid import Rounded, largest, limit, rounded, stream_dtype
-from ._parts import Call, Part, aside, key, random_state, set_random_state
+from ._parts import Call, Part, aside, key
 
 __all__ = ["Coupling", "fork", "own"]
 
@@ -220,7 +221,3 @@ class _Joined(torch.autograd.Function):
 def own(t: Tensor, other: Tensor) -> Tensor:
     """t, or a copy where it is memory of `other`."""
     return t.clone() if t.untyped_storage()._cdata == other.untyped_storage()._cdata else t
-
-
-def fork(device: torch.device):
-    return torch.random.fork_rng([device] if device.type == "cuda" else [])

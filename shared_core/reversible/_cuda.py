@@ -6,9 +6,6 @@ One kernel a module: forward per arithmetic type; backward per type, surrogate a
 from __future__ import annotations
 
 import ctypes
-import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,24 +112,9 @@ def _function(index: int, kernel: Kernel):
 
 @lru_cache(maxsize=1)
 def _sources_hash() -> str:
-    digest = hashlib.sha256()
-    for path in [*sorted(KERNELS.glob("*.h")), KERNELS / "reversible.cu"]:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return cuda.hash_of(*sorted(KERNELS.glob("*.h")), KERNELS / "reversible.cu")
 
 
 def _image(kernel: Kernel, capability: int) -> Path:
-    """File with the compiled kernel, as cuda.py keeps those of the other neurons."""
-    flags = [f for f in _nvrtc.FLAGS if not f.startswith("-I")]
-    key = repr((_sources_hash(), kernel.options, flags, capability, _nvrtc.version()))
-    stem = f"{kernel.name}_sm{capability}_{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    for suffix in (".cubin", ".ptx"):
-        if (cuda.cache_folder() / (stem + suffix)).exists():
-            return cuda.cache_folder() / (stem + suffix)
-    compiled = compile(kernel, capability)
-    path = cuda.cache_folder() / (stem + (".ptx" if compiled.is_ptx else ".cubin"))
-    handle, building = tempfile.mkstemp(dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(compiled.image)
-    os.replace(building, path)  # whole or not there: other processes may be doing the same
-    return path
+    return cuda.kept_image(kernel.name, (_sources_hash(), kernel.options), capability,
+                           lambda: compile(kernel, capability))

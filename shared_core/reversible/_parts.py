@@ -6,25 +6,20 @@ statistics move once), the neurons' states and the random numbers that it had; a
 """
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-import torch
 from torch import Tensor, nn
 
-from .. import registry
+from .._again import put_back
 from .._tape import _current
 from ..errors import MemextError
-from ..temporal import _hosts
 from ..temporal._captured import Place
-from ..temporal._hosts import Cell
+from ..temporal._hosts import Cell, Host, imported
 
-__all__ = ["Call", "Part", "aside", "is_rebuilding", "key", "parts_of", "random_state", "rebuilding",
-           "set_random_state"]
+__all__ = ["Call", "Part", "aside", "is_rebuilding", "key", "parts_of", "rebuilding"]
 
 _rebuilding: ContextVar[bool] = ContextVar("rebuilding", default=False)
 
@@ -81,7 +76,7 @@ def key(cell: Cell) -> tuple[int, str]:
 
 def parts_of(blocks: Sequence[nn.Module], where: str) -> list[Part]:
     """F and G of the first block, then of the second, and so on."""
-    hosts = _known_hosts()
+    hosts = imported()
     parts = []
     for i, block in enumerate(blocks):
         name = f"{where}: block {i}" if len(blocks) > 1 else where
@@ -89,20 +84,7 @@ def parts_of(blocks: Sequence[nn.Module], where: str) -> list[Part]:
     return parts
 
 
-@lru_cache(maxsize=1)
-def _frameworks() -> tuple[str, ...]:
-    """Import names; asking the registry reads the metadata of every installed package."""
-    return tuple(adapter.framework for adapter in registry.adapters().values())
-
-
-def _known_hosts() -> list[_hosts.Host]:
-    """Of the frameworks that the user has imported; none is fine, then no module here holds a neuron's state."""
-    if any(name in sys.modules and name not in _hosts._HOSTS for name in _frameworks()):
-        _hosts.hosts()  # imports their adapters
-    return [host for name, host in _hosts._HOSTS.items() if name in sys.modules]
-
-
-def _part(module: nn.Module, name: str, hosts: Sequence[_hosts.Host]) -> Part:
+def _part(module: nn.Module, name: str, hosts: Sequence[Host]) -> Part:
     modules = list(module.modules())
     places = [Place(m._parameters, n) for m in modules for n, p in m._parameters.items() if p is not None]
     held = [place.get() for place in places]
@@ -138,7 +120,7 @@ def aside(parts: Iterable[Part], training: dict[nn.Module, bool] | None = None) 
                 if m in seen:
                     continue
                 seen.add(m)
-                undo.append((_put_back, (m, dict(m.__dict__), dict(m._buffers))))
+                undo.append((put_back, (m, dict(m.__dict__), dict(m._buffers))))
                 for name, value in m._buffers.items():
                     if value is not None and (id(m), name) not in states:
                         m._buffers[name] = copies.setdefault(id(value), value.clone())
@@ -151,22 +133,3 @@ def aside(parts: Iterable[Part], training: dict[nn.Module, bool] | None = None) 
     finally:
         for function, arguments in reversed(undo):
             function(*arguments)
-
-
-def _put_back(module: nn.Module, attributes: dict, buffers: dict) -> None:
-    """Plain attributes and buffers as they were; the dictionaries that hold them are the module's own objects."""
-    for name in [name for name in module.__dict__ if name not in attributes]:
-        del module.__dict__[name]
-    module.__dict__.update(attributes)
-    module._buffers.update(buffers)
-
-
-def random_state(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)

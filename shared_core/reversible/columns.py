@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from ..coding import is_fake
 from ..errors import MemextError
 from ..surrogate import Surrogate
+from ..temporal._hosts import imported
 from ..temporal._program import unchanged_mode
 from ._column_node import ColumnsNode, Course, advance, run_columns
 from ._column_state import TurnedOn, kept_channels, smoothness, window
-from ._parts import Part, _known_hosts, _part, aside
+from ._parts import Part, _part, aside
 
 __all__ = ["Columns", "window"]
 
@@ -196,7 +197,7 @@ class Columns(nn.Module):
 
     @staticmethod
     def _part(module: nn.Module) -> Part:
-        part = _part(module, "Columns", _known_hosts())
+        part = _part(module, "Columns", imported())
         if part.cells:
             names = sorted({type(cell.module).__name__ for cell in part.cells})
             raise MemextError(f"Columns: a stage holds {', '.join(names)}, which carries a state from call to call; "

@@ -14,10 +14,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from .._again import fork
 from .._tape import current
 from ..errors import MemextError
 from ._coupled import Coupled
-from ._coupling import Coupling, fork
+from ._coupling import Coupling
 from ._grid import GRID, check_grid, limit
 from ._parts import aside, parts_of
 

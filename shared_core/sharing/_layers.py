@@ -65,9 +65,12 @@ def observe(host: SharingHost, net: nn.Module, layers: Sequence[Layer], sample) 
     without memory: nothing is computed, and the net is not touched. Raises MemextError: the net cannot run on it.
     """
     where, seen = f"{host.framework.package}.share", []
-    copied, arguments = None, None
     with torch.random.fork_rng(devices=[]), torch.no_grad(), planning(), FakeTensorMode(allow_non_fake_inputs=True):
-        copied, arguments = fake_copy(net, "cpu"), _fake(where, sample)
+        arguments = _fake(where, sample)
+        try:
+            copied = fake_copy(net, "cpu")
+        except MemextError as problem:
+            raise MemextError(f"{where}: {problem}") from problem
         reset_copy(copied)
         for layer in layers:
             copied.get_submodule(layer.name).register_forward_pre_hook(

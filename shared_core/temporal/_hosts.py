@@ -59,12 +59,17 @@ def register(host: Host) -> None:
     _HOSTS[host.framework.name] = host
 
 
-def hosts() -> list[Host]:
+def imported() -> list[Host]:
     """Of every framework that the user has imported; its adapter is imported here, where that is still to be done."""
     for adapter in registry.adapters().values():
         if adapter.framework in sys.modules and adapter.framework not in _HOSTS and not adapter.missing:
             importlib.import_module(adapter.load().__name__)
-    found = [host for name, host in _HOSTS.items() if name in sys.modules]
+    return [host for name, host in _HOSTS.items() if name in sys.modules]
+
+
+def hosts() -> list[Host]:
+    """As imported(). Raises MemextError: there is none."""
+    found = imported()
     if not found:
         raise MemextError("temporal: neither SpikingJelly nor snnTorch is imported, so no module here can hold a "
                           "spiking neuron; import the framework before unroll is called")

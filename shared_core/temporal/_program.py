@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .. import registry
+from .._again import put_back
 from ..chain.pool import max_pool2d, pool_of
 from ..errors import MemextError
 from ..retrofit import classify
@@ -130,7 +131,7 @@ class Program:
                         undo.append((module._buffers.__setitem__, (name, value)))
                         module._buffers[name] = copies.setdefault(id(value), value.clone())
             for m in self._stateful():
-                undo.append((_put_back, (m, dict(m.__dict__), dict(m._buffers))))
+                undo.append((put_back, (m, dict(m.__dict__), dict(m._buffers))))
             for cell in self.cells:
                 undo.append((cell.set, (cell.get(),)))
             yield aliases
@@ -143,14 +144,6 @@ def _max_pool2d(theirs: Callable, module: nn.Module, x: Tensor) -> Tensor:
     if not isinstance(x, Tensor) or x.dim() != 4 or x.device.type != "cpu" or x.dtype not in _FLOATS:
         return theirs(module, x)
     return max_pool2d(x, pool_of(module), chains=False)
-
-
-def _put_back(module: nn.Module, attributes: dict, buffers: dict) -> None:
-    """Plain attributes and buffers as they were; the dictionaries that hold them are the module's own objects."""
-    for name in [name for name in module.__dict__ if name not in attributes]:
-        del module.__dict__[name]
-    module.__dict__.update(attributes)
-    module._buffers.update(buffers)
 
 
 def _shown(value) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
+from .._again import fork
 from ..errors import MemextError
 from ._merged import merging, why_not
 from ._program import Program
@@ -197,6 +198,6 @@ def _same(course: Course, k: int, x, start: list) -> bool:
     for width in (1, k):
         probe = Course(program, k, course.static, None, 0, course.device, width=width, every=k,
                        merged=merging(program) if width > 1 else nullcontext, taped=True)
-        with program.aside(), torch.random.fork_rng([course.device] if course.device.type == "cuda" else []):
+        with program.aside(), fork(course.device):
             found.append(forward(probe, x if x is None or course.static else x[:k], start)[0])
     return all(torch.equal(a, b) for a, b in zip(*found))

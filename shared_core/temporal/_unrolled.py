@@ -19,6 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from .._again import fork, random_state, set_random_state
 from .._tape import Solved, Tape
 from ..errors import MemextError
 from . import _division
@@ -107,7 +108,7 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
     program, outputs, earlier = course.program, None, states
     course.mode = unchanged_mode(course.device)
     activity: list = []
-    drawn = _random_state(course.device)
+    drawn = random_state(course.device)
     kept = course.shrinking() if course.every is None else ()
     with torch.no_grad(), course.mode(), program.ours() if course.taped else nullcontext():
         for unit in range(course.units):
@@ -116,7 +117,7 @@ def forward(course: Course, x: Tensor | None, states: list) -> tuple[list[Tensor
             with course.tape.recording() if course.taped else nullcontext(), \
                     _activity(course, activity):
                 out, states = course.run(x, states, unit)
-            now = _random_state(course.device)
+            now = random_state(course.device)
             if not all(torch.equal(a, b) for a, b in zip(drawn, now)):
                 course.random[unit], drawn = drawn, now
             outputs = _put(outputs, out, course, unit)
@@ -191,7 +192,7 @@ class Unrolled(torch.autograd.Function):
         grad_x = torch.zeros_like(x) if needs[0] else None
         with ExitStack() as stack:
             stack.enter_context(course.mode())
-            stack.enter_context(torch.random.fork_rng([course.device] if course.device.type == "cuda" else []))
+            stack.enter_context(fork(course.device))
             if course.taped:
                 stack.enter_context(program.ours())
             aliases = stack.enter_context(program.aside())
@@ -251,7 +252,7 @@ class _Backward:
     def again(self, unit: int, states: list, x, solved: Solved | None = None):
         course, mode = self.course, nullcontext()
         if unit in course.random:
-            _set_random_state(course.device, course.random[unit])
+            set_random_state(course.device, course.random[unit])
         if course.taped:
             mode = course.tape.giving(unit) if solved is None else course.tape.solving(unit, solved)
         with mode:
@@ -361,17 +362,6 @@ class _OneRow:
 
 def _kept(state):
     return state.detach() if isinstance(state, Tensor) else state
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, ...]:
-    cpu = torch.get_rng_state()
-    return (cpu, torch.cuda.get_rng_state(device)) if device.type == "cuda" else (cpu,)
-
-
-def _set_random_state(device: torch.device, states: tuple[Tensor, ...]) -> None:
-    torch.set_rng_state(states[0])
-    if len(states) > 1:
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def _activity(course: Course, sums: list):
