@@ -41,12 +41,6 @@ SAME = 1e-5  # parameters after an epoch of a few updates: gradients add up in a
 methods = pytest.mark.parametrize("method", ["store", "checkpoint", "reverse"])
 
 
-@pytest.fixture(autouse=True)
-def own_instances(monkeypatch):
-    """The framework resets all neurons of the process: every test has its own."""
-    monkeypatch.setattr(SpikingNeuron, "instances", [])
-
-
 def batches(count=3, steps=12, static=False, time_first=True, targets=None):
     """A dataloader: (data, targets) pairs."""
     found = []

@@ -24,15 +24,6 @@ from snntorch_memext import surrogate as our_surrogate
 from snntorch_memext.neurons import FusedLeaky, FusedSynaptic, overrides, why_host_path
 
 
-@pytest.fixture(autouse=True)
-def own_instances():
-    """snnTorch lists every neuron for ever, and utils.reset resets them all: each test sees its own only."""
-    before = list(snn.SpikingNeuron.instances)
-    snn.SpikingNeuron.instances.clear()
-    yield
-    snn.SpikingNeuron.instances[:] = before
-
-
 def _net(leaky, **options):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(8, 20), leaky(beta=0.9, threshold=0.4, init_hidden=True, **options),
@@ -328,6 +319,22 @@ def test_a_deleted_neuron_is_freed_and_its_place_swept(make):
         cls.detach_hidden()
     again = make()
     assert len(listed) == 2 and listed[0] is theirs and listed[1] == again
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["put-aside", "copied"])
+def test_a_list_put_aside_outlives_the_neurons_on_it(copied, monkeypatch):
+    """Programs, and tests, swap the framework's list; what died meanwhile must not break its loops afterwards."""
+    listed = snn.SpikingNeuron.instances
+    ours, again = FusedLeaky(0.5), FusedLeaky(0.6)
+    aside = list(listed) if copied else listed
+    with monkeypatch.context() as patch:
+        patch.setattr(snn.SpikingNeuron, "instances", [])
+        del ours
+        gc.collect()
+    snn.SpikingNeuron.instances = aside
+    again(torch.ones(2, 3))
+    utils.reset(nn.Sequential(again))
+    assert again.mem.shape == (2, 3) and not again.mem.any() and aside[1] == again and aside[0] != again
 
 
 def test_a_constructor_that_fails_leaves_nothing_behind():

@@ -15,7 +15,7 @@ import pytest
 import snntorch as snn
 import torch
 from helpers import GRADIENT, TWICE, assert_bit_equal, assert_fires, driving, error, oracle, weights_for
-from snntorch import SpikingNeuron, utils
+from snntorch import utils
 from snntorch.surrogate import atan
 from torch import nn
 
@@ -33,12 +33,6 @@ from leaky_cases import SHAPE
 STEPS = 35  # more than a block of 32
 resets = pytest.mark.parametrize("reset", ["subtract", "zero", "none"])
 delays = pytest.mark.parametrize("delay", [True, False], ids=["delay", "same-step"])
-
-
-@pytest.fixture(autouse=True)
-def own_instances(monkeypatch):
-    """The framework keeps all neurons of the process: every test starts with a list of its own."""
-    monkeypatch.setattr(SpikingNeuron, "instances", [])
 
 
 def vector(low: float, high: float, seed: int) -> torch.Tensor:
