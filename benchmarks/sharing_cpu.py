@@ -26,9 +26,12 @@ MIB = 1 << 20
 NATIVE, OUTERMOST = "native, multi-step", "native, time outermost"
 # variant -> (sharing, prefer, retrofit method beside it)
 SHARED = {"[L]": ("L", "balanced", None), "[L], memory": ("L", "memory", None), "[L], speed": ("L", "speed", None),
-          "[L], recompute": ("L", "balanced", "recompute"), "[C#2]": ("C#2", "balanced", None),
+          "[L], recompute": ("L", "balanced", "recompute"), "[L], graph": ("L", "graph", None),
+          "[L], graph, compress": ("L", "graph", "compress"), "[L], graph, recompute": ("L", "graph", "recompute"),
+          "[C#2]": ("C#2", "balanced", None),
           "[C#2], recompute": ("C#2", "balanced", "recompute"), "[L+C#2]": ("L+C#2", "balanced", None),
-          "[L+C#2], recompute": ("L+C#2", "balanced", "recompute")}
+          "[L+C#2], recompute": ("L+C#2", "balanced", "recompute"),
+          "[L+C#2], graph, recompute": ("L+C#2", "graph", "recompute")}
 VARIANTS = (NATIVE, OUTERMOST, "recompute", *SHARED)
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"resnet19": model.resnet19, "vgg16": model.vgg16}
 SHAPE = (5, 16, 3, 32, 32)

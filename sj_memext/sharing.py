@@ -216,8 +216,10 @@ def share(net: nn.Module, layers: str | Sequence[Sequence[str]] | None = None, c
     per_stage: with "auto", membranes per stage. None: in a stage of residual blocks two, one for the first neurons of
         its blocks and one for the second (Table I); elsewhere one.
     skip: names or patterns of neurons to leave as they are.
-    prefer: what the backward pass keeps, beside a bit per spike: "memory": no membrane (they are all found again from
-        the first step on); "balanced": at about sqrt(2 T) of T steps; "speed": at every step.
+    prefer: what is kept for the backward pass. "memory": a bit per spike, no membrane (they are all found again from
+        the first step on); "balanced": membranes at about sqrt(2 T) of T steps, too; "speed": at every step. These run
+        every step's layers again. "graph": what plain autograd keeps, and nothing is run again; together with
+        retrofit(net, "compress") or "recompute" it takes the time of a net without sharing.
 
     In step mode "m", the smallest module (or run of children of a Sequential) that holds a group is stepped through
     time; the rest of the net stays as it is. In step mode "s" nothing steps: your loop does. state_dict keys stay.

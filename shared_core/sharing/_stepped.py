@@ -2,7 +2,8 @@
 
 Eq. 6 takes the membrane of the last layer at step t to the first layer at step t + 1, so no layer of the group can run
 all its steps before the next. The steps go through temporal.unroll, which keeps the spikes as bits and few states, and
-finds inputs and membranes again in the backward pass by running forward (Section IV-C without its division).
+finds inputs and membranes again in the backward pass by running forward (Section IV-C without its division); or, with
+prefer="graph", through plain autograd, which runs nothing again.
 """
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from ._layers import SharingHost
 __all__ = ["PREFER", "TimeOutermost", "training_norms"]
 
 # Steps between two states that are kept, for T steps; None: as unroll has it, about sqrt(2 T) states in all.
-PREFER = {"memory": lambda steps: steps, "balanced": lambda steps: None, "speed": lambda steps: 1}
+_EVERY = {"memory": lambda steps: steps, "balanced": lambda steps: None, "speed": lambda steps: 1}
+GRAPH = "graph"
+PREFER = (*_EVERY, GRAPH)
 
 
 def training_norms(parts: Sequence[nn.Module]) -> list[nn.Module]:
@@ -80,5 +83,7 @@ class TimeOutermost:
         with self.host.one_step(parts, whole) as step:
             if is_fake(x_seq):  # only shapes are asked for
                 return tree_map(lambda out: torch.stack([out] * x_seq.shape[0]), step(x_seq[0]))
-            every = PREFER[self.prefer](x_seq.shape[0] if x_seq.dim() else 1)
+            if self.prefer == GRAPH:
+                return temporal.unroll(step, x_seq, "store", final_state="attached")
+            every = _EVERY[self.prefer](x_seq.shape[0] if x_seq.dim() else 1)
             return temporal.unroll(step, x_seq, "reverse", every=every and max(every, 1), final_state="attached")

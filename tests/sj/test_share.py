@@ -130,7 +130,7 @@ def test_layers_and_channels_share_one_membrane(channels, hard, dtype):
     assert distance(mine.grad, theirs.grad) <= bound
 
 
-@pytest.mark.parametrize("prefer", ["memory", "balanced", "speed"])
+@pytest.mark.parametrize("prefer", ["memory", "balanced", "speed", "graph"])
 def test_two_membranes_in_turn_with_norms_and_another_threshold(prefer):
     net, plain = (chain(norm=True, theta=0.8) for _ in range(2))
     names = neurons(net)
@@ -148,7 +148,7 @@ def test_two_membranes_in_turn_with_norms_and_another_threshold(prefer):
 
 @pytest.mark.parametrize(("steps", "depth", "lam"), [(5, 13, 0.25), pytest.param(50, 4, 0.9),
                                                      pytest.param(50, 13, 0.9, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("prefer", ["memory", "balanced"])
+@pytest.mark.parametrize("prefer", ["memory", "balanced", "graph"])
 def test_deep_groups_and_long_sequences_are_exact(prefer, steps, depth, lam):
     """Where dividing by lambda once a layer and step would leave nothing."""
     tau = 1 / (1 - lam)
@@ -374,12 +374,13 @@ def test_group_convolutions(groups):
 
 @pytest.mark.parametrize("method", ["neuron", "compress", "recompute"])
 @pytest.mark.parametrize("first", [True, False], ids=["shared first", "shared last"])
-def test_retrofit_before_and_after(first, method):
+@pytest.mark.parametrize("prefer", ["balanced", "graph"])
+def test_retrofit_before_and_after(first, method, prefer):
     net, wanted = chain(norm=True), chain(norm=True)
     share(wanted, [neurons(wanted)[1:]], batch_norm="per_step")
     if not first:
         sj_memext.retrofit(net, method)
-    share(net, [neurons(net)[1:]], batch_norm="per_step")
+    share(net, [neurons(net)[1:]], batch_norm="per_step", prefer=prefer)
     if first:
         sj_memext.retrofit(net, method)
     x = images()
@@ -391,6 +392,21 @@ def test_retrofit_before_and_after(first, method):
     assert "one membrane" in str(sj_memext.report(net))
     sj_memext.restore(net)
     assert [type(m) for m in net.modules()] == [type(m) for m in chain(norm=True).modules()]
+
+
+def test_with_its_graph_kept_no_layer_runs_again():
+    ran = {}
+    for prefer in ("balanced", "graph"):
+        net = chain()
+        share(net, [neurons(net)], prefer=prefer)
+        ran[prefer] = []
+        for m in net:
+            m.register_forward_hook(lambda m, *_, name=prefer: ran[name].append(m))
+        out = net(images())
+        forward = len(ran[prefer])
+        weighted(out).backward()
+        ran[prefer] = len(ran[prefer]) - forward
+    assert ran["balanced"] > 0 and ran["graph"] == 0
 
 
 def test_copies_share_among_themselves():
