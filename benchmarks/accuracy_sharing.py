@@ -4,7 +4,8 @@
 
 DIR holds motionsense/motionsense.npz, MNIST/raw/ (the four IDX files) or cifar10_jpeg/{train,test}.npz; without --data,
 activities are the windows of examples/data. Activities are split 64/16/20 as in the paper, and also by subject; the
-split changes with the seed, and is the same for all variants of a seed. Images: --seconds is shared by all runs, and
+split changes with the seed, and is the same for all variants of a seed. --resume goes on from the result file: what it
+has is not run again (each row names its commit). Images: --seconds is shared by all runs, and
 every variant does the same number of training steps, as many as fit.
 
 Stepping time outermost gives batch norm the statistics of each step, which is another model than batch norm over whole
@@ -13,6 +14,7 @@ sequences; so each sharing is compared with the native network of its own kind (
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from dataclasses import replace
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import _sharing_accuracy as runs
-from benchmarks._measure import save, table
+from benchmarks._measure import machine, results_folder, save, table
 from benchmarks._sharing_data import BY_SUBJECT, RANDOM, Split, activities, images
 
 QUICK = {"activities": runs.Setting(8, (8,), epochs=1, batch=16, most=64),
@@ -30,6 +32,7 @@ QUICK = {"activities": runs.Setting(8, (8,), epochs=1, batch=16, most=64),
 # In order of interest: what is not reached in time is left out.
 TABLES = {"activities": [(RANDOM, runs.SOFT), (BY_SUBJECT, runs.SOFT), (RANDOM, runs.HARD), (BY_SUBJECT, runs.HARD)],
           "mnist": [(None, runs.SOFT)], "cifar10": [(None, runs.SOFT)]}
+KEYS = ("split", "reset", "seed", "variant")
 POINT = 0.01
 EVALUATION = 1.3  # of a run's time to that of its training steps, at most
 
@@ -81,13 +84,19 @@ def main(argv: list[str] | None = None) -> None:
     listed = cases(args.task, args.seeds)
     before = torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    rows: list[dict] = []
     name = "accuracy_sharing" + ("" if args.task == "activities" else f"_{args.task}")
+    told = dict(task=args.task, T=setting.steps, widths=list(setting.widths), batch=setting.batch, rate=setting.rate,
+                quick=args.quick)
+    rows = _done(name, told) if args.resume else []
+    have = {tuple(row[key] for key in KEYS) for row in rows}
+    commit = machine()["commit"]
     try:
         end = time.monotonic() + args.seconds
         splits: dict[tuple, Split] = {}
         total = None
         for split_name, reset, seed, variant in listed:
+            if (split_name, reset, seed, variant) in have:
+                continue
             if (split_name, seed) not in splits:
                 splits[split_name, seed] = (activities(args.data, split_name, seed, setting.most)
                                             if args.task == "activities" else
@@ -96,12 +105,11 @@ def main(argv: list[str] | None = None) -> None:
             if total is None or args.task == "activities":
                 total = _steps(args, setting, split, end - time.monotonic())
             print(f"{split_name or args.task}, {reset} reset, seed {seed}, {variant}", flush=True)
-            rows.append({"split": split_name, "reset": reset, "seed": seed, "variant": variant,
+            rows.append({"split": split_name, "reset": reset, "seed": seed, "variant": variant, "commit": commit,
                          **runs.train(args.task, variant, reset, seed, split, setting, total,
                                       lambda: args.task == "activities" and time.monotonic() > end)})
-            save(name, rows, summary=summaries(rows), asked=verdicts(rows), task=args.task, T=setting.steps,
-                 widths=setting.widths, batch=setting.batch, rate=setting.rate, threads=args.threads,
-                 parts=[len(part) for part in split], quick=args.quick, **{"time limit, s": args.seconds})
+            save(name, rows, summary=summaries(rows), asked=verdicts(rows), **told, threads=args.threads,
+                 parts=[len(part) for part in split], **{"time limit, s": args.seconds})
     finally:
         torch.set_num_threads(before)
     columns = ["split", "reset", "variant"]
@@ -110,6 +118,18 @@ def main(argv: list[str] | None = None) -> None:
     table("failed", [row for row in rows if "failed" in row], [*columns, "seed", "failed"])
     table("asked and measured", verdicts(rows), [*columns, "figure", "asked", "measured", "met"])
     print(f"written: {name}.json")
+
+
+def _done(name: str, told: dict) -> list[dict]:
+    """What an earlier run with the same settings has measured."""
+    path = results_folder() / f"{name}.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    differs = [key for key, value in told.items() if found.get(key) != value]
+    if differs:
+        raise SystemExit(f"--resume: {path.name} was made with another {', '.join(differs)}")
+    return [{"commit": found["machine"]["commit"], **row} for row in found["rows"] if "accuracy" in row]
 
 
 def _steps(args, setting: runs.Setting, split: Split, seconds: float) -> int:
@@ -131,11 +151,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, help="default: 5 for activities, as many as fit for images")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seconds", type=float, help="of all runs; default: 2400, for images 3600")
+    parser.add_argument("--resume", action="store_true", help="activities: go on from the result file")
     parser.add_argument("--quick", action="store_true", help="a few small steps, one seed: does it run?")
     args = parser.parse_args(argv)
     pictures = args.task != "activities"
     if pictures and args.data is None:
         parser.error(f"--task {args.task} needs --data DIR")
+    if pictures and args.resume:
+        parser.error("--resume is for activities; of images, all variants train what fits the time of one run")
     args.seeds = 1 if args.quick else args.seeds or (1 if pictures else 3)
     args.seconds = args.seconds or (3600 if pictures else 2400)
     if min(args.seeds, args.threads, args.epochs or 1) < 1 or args.seconds <= 0:

@@ -41,10 +41,18 @@ def test_activities(elsewhere, monkeypatch):
         by_variant[runs.SOFT, "[L]"]["accuracy"] - by_variant[runs.SOFT, runs.OUTERMOST]["accuracy"])
 
 
-def test_late_runs_are_left_out_and_said_so(elsewhere):
-    accuracy_sharing.main(["--quick", "--seconds", "1e-9"])
-    rows = json.loads((elsewhere / "accuracy_sharing.json").read_text())["rows"]
-    assert {row["failed"] for row in rows} == {runs.LATE}
+def test_late_runs_are_left_out_and_said_so_and_resumed(elsewhere, monkeypatch):
+    def rows(*more):
+        accuracy_sharing.main(["--quick", *more])
+        return json.loads((elsewhere / "accuracy_sharing.json").read_text())["rows"]
+
+    monkeypatch.setitem(accuracy_sharing.TABLES, "activities", [(data.RANDOM, runs.SOFT)])
+    first = rows()
+    monkeypatch.setitem(accuracy_sharing.TABLES, "activities", [(data.RANDOM, runs.SOFT), (data.RANDOM, runs.HARD)])
+    late = rows("--resume", "--seconds", "1e-9")
+    assert late[:len(first)] == first and {row["failed"] for row in late[len(first):]} == {runs.LATE}
+    rest = rows("--resume")
+    assert rest[:len(first)] == first and len(rest) == len(late) and all("accuracy" in row for row in rest)
 
 
 def test_digits_in_the_time_there_is(tmp_path, elsewhere):
