@@ -58,6 +58,7 @@ class TimeOutermost:
     def host(self) -> SharingHost:
         return self.hosts[self.framework]
 
+    @torch.compiler.disable
     def __call__(self, *args, **kwargs):
         plain = type(self.module).forward
         if not self.host.on_sequences(self.neuron):

@@ -22,6 +22,7 @@ FINAL = ("detached", "attached")
 AT_ONCE = 8  # steps, for "auto" and "fast"
 
 
+@torch.compiler.disable  # a backward pass of our own over many steps: nothing in here for a compiler to see
 def unroll(step_module: Callable, x_seq, method: str = "reverse", *, num_steps: int | None = None, state=None,
            final_state: str = "detached", tolerance: float | None = None, steps_at_once: int | str = 1,
            every: int | None = None, skip: float = 0.0, steps: Sequence[int] | None = None,

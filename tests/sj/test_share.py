@@ -409,6 +409,49 @@ def test_with_its_graph_kept_no_layer_runs_again():
     assert ran["balanced"] > 0 and ran["graph"] == 0
 
 
+@pytest.mark.parametrize("prefer", ["balanced", "graph"])
+def test_torch_compile_leaves_the_stepped_part_alone(prefer):
+    """A warning of the compiler, as at its limit of recompilations, is an error here."""
+    net, plain = chain(norm=True), chain(norm=True)
+    for m in (net, plain):
+        share(m, [neurons(m)[1:]], batch_norm="per_step", prefer=prefer)
+    compiled, x = torch.compile(net, backend="eager"), images()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    for _ in range(3):
+        for m, run in ((net, compiled), (plain, plain)):
+            functional.reset_net(m)
+            m.zero_grad()
+            weighted(run(x)).backward()
+        assert_gradients(net, plain, SINGLE)
+    # one frame around the first layers; without the border it is dozens, and stops at the limit of recompilations
+    assert torch._dynamo.utils.counters["frames"]["total"] <= 12
+
+
+def _train_one_of_two(rank: int, folder: str, prefer: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    net, one = chain(norm=True).eval(), chain(norm=True).eval()
+    for m in (net, one):
+        share(m, [neurons(m)], prefer=prefer)
+    half, x = slice(2 * rank, 2 * rank + 2), images(batch=4)
+    wrapped = torch.nn.parallel.DistributedDataParallel(net)
+    for _ in range(2):
+        functional.reset_net(net)
+        wrapped.zero_grad()
+        wrapped(x[:, half]).square().mean().backward()
+    one(x).square().mean().backward()
+    assert_gradients(net, one, SINGLE)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prefer", ["balanced", "graph"])
+def test_data_parallel_over_two_processes(prefer, tmp_path):
+    """Gradients are the mean of the halves'; norms are in eval mode, as theirs are not."""
+    torch.multiprocessing.spawn(_train_one_of_two, (str(tmp_path), prefer), 2)
+
+
 def test_copies_share_among_themselves():
     net = chain()
     keys, x = list(net.state_dict()), images()
