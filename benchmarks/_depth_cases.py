@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from spikingjelly.activation_based import functional, layer, neuron, surrogate
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import sj_memext
-from benchmarks._resident import HighWater
+from benchmarks._resident import tell
 from sj_memext.layer import ReversibleBlock, ReversibleSequence
 
 PLAIN, CHECKPOINT, RECOMPUTE = "plain", "torch checkpoint", "recompute"
@@ -103,27 +102,16 @@ class Training:
         return sum(rates) / len(rates)
 
 
-# ---- resident memory, in a process that does nothing else ------------------------------------------------------------
-
-
-def resident(case: Case, run: Callable) -> dict:
-    """Highest resident bytes of a step over those with network and batch built.  run: as subprocess.run."""
-    done = run([sys.executable, "-m", "benchmarks._depth_cases", json.dumps(asdict(case))])
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"the process ended with status {done.returncode}: {said[-1] if said else 'nothing said'}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+# ---- as a process that does nothing else: resident memory ------------------------------------------------------------
 
 
 def main(argument: str) -> None:
     case = Case(**json.loads(argument))
     torch.set_num_threads(case.threads)
     Training(Case(1, case.method, 2, 4)).step()  # threads, oneDNN and kernels are loaded
-    training, water = Training(case), HighWater()
+    training = Training(case)
     training.net.check = False  # the check of the first step is no part of a step
-    water.start()
-    training.step()
-    print(json.dumps({"resident": water.stop(), "how": water.how}))
+    tell(training.step)
 
 
 if __name__ == "__main__":

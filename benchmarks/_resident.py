@@ -3,7 +3,11 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
 
 from shared_core._memory_process import ResidentWatch
 
@@ -44,3 +48,24 @@ class HighWater:
         if peak is None:
             raise RuntimeError("this system does not tell the resident memory of a process")
         return peak
+
+
+def resident(module: str, case, run: Callable) -> dict:
+    """{"resident": highest bytes of a step over those with network and batch built, "how": as in HighWater}, from a
+    process that does nothing else: `python -m module CASE`, which calls `tell`.
+
+    case: a dataclass.  run: as subprocess.run. Raises RuntimeError: the process failed.
+    """
+    done = run([sys.executable, "-m", module, json.dumps(asdict(case))])
+    if done.returncode:
+        said = done.stderr.strip().splitlines()
+        raise RuntimeError(f"the process ended with status {done.returncode}: {said[-1] if said else 'nothing said'}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def tell(step: Callable[[], None]) -> None:
+    """Prints what `resident` reads, of one call of step."""
+    water = HighWater()
+    water.start()
+    step()
+    print(json.dumps({"resident": water.stop(), "how": water.how}))

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import snntorch
@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 import sj_memext
 import snntorch_memext
-from benchmarks._resident import HighWater
+from benchmarks._resident import tell
 from shared_core.temporal import online_train_step, unroll
 
 PLAIN, NEURON, CHUNKS = "plain", "plain, neuron", "torch checkpoint"
@@ -202,26 +202,15 @@ class Training:
                 m.num_batches_tracked.copy_(batches)
 
 
-# ---- resident memory, in a process that does nothing else ------------------------------------------------------------
-
-
-def resident(case: Case, run: Callable) -> dict:
-    """Highest resident bytes of a step over those with network and batch built.  run: as subprocess.run."""
-    done = run([sys.executable, "-m", "benchmarks._unroll_cases", json.dumps(asdict(case))])
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        raise RuntimeError(f"the process ended with status {done.returncode}: {said[-1] if said else 'nothing said'}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+# ---- as a process that does nothing else: resident memory ------------------------------------------------------------
 
 
 def main(argument: str) -> None:
     case = Case(**json.loads(argument))
     torch.set_num_threads(case.threads)
     Training(Case(**{**asdict(case), "steps": 9})).step()  # threads, oneDNN and kernels are loaded; 9: 8 at once, and 1
-    training, water = Training(case), HighWater()
-    water.start()
-    training.step()
-    print(json.dumps({"resident": water.stop(), "how": water.how}))
+    training = Training(case)
+    tell(training.step)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from benchmarks._asked import passed
-from benchmarks._depth_cases import BATCH, CHECKPOINT, METHODS, PLAIN, REVERSIBLE, WIDTH, Case, Training, resident
+from benchmarks._depth_cases import BATCH, CHECKPOINT, METHODS, PLAIN, REVERSIBLE, WIDTH, Case, Training
 from benchmarks._measure import HERE, in_turns, quantiles, ratio, results_folder, save, table
-from benchmarks._resident import RETURNS_BLOCKS, returning_blocks
+from benchmarks._resident import RETURNS_BLOCKS, resident, returning_blocks
 from benchmarks._training import distance
 from shared_core.memory import measure
 
@@ -56,7 +56,7 @@ def at_depth(depth: int, args, batch: int, width: int, end: float) -> list[dict]
             wanted = gradients if method == PLAIN else wanted
             row |= found | {"gradients unlike plain's": distance(gradients, wanted)}
             if not args.quick:
-                high = resident(case, run)
+                high = resident("benchmarks._depth_cases", case, run)
                 row |= {"resident, MiB": high["resident"] / MIB, "resident from": high["how"]}
             trainings[method] = Training(case)
             trainings[method].net.check = False

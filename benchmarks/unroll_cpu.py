@@ -19,7 +19,7 @@ import torch
 
 from benchmarks._asked import passed
 from benchmarks._measure import HERE, in_turns, quantiles, ratio, results_folder, save, table
-from benchmarks._resident import RETURNS_BLOCKS, returning_blocks
+from benchmarks._resident import RETURNS_BLOCKS, resident, returning_blocks
 from benchmarks._training import distance
 from benchmarks._unroll_cases import (
     AT_ONCE,
@@ -35,7 +35,6 @@ from benchmarks._unroll_cases import (
     SLTT,
     Case,
     Training,
-    resident,
 )
 from shared_core.memory import measure
 
@@ -88,7 +87,7 @@ def compared(network: str, steps: int, batch: int, args, clock: Clock) -> list[d
             wanted = gradients if method == PLAIN else wanted
             row |= memory | {"gradients unlike plain's": distance(gradients, wanted)}
             if not args.quick and method in RESIDENT:
-                found = resident(case, run)
+                found = resident("benchmarks._unroll_cases", case, run)
                 row |= {"resident, MiB": found["resident"] / MIB, "resident from": found["how"]}
             trainings[method] = Training(case)
         except Exception as problem:
