@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from benchmarks._readme_reversible import memory_rows, neuron_rows
+from benchmarks._readme_sharing import activity_rows, image_rows, sharing_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -125,20 +126,19 @@ def accuracy_unroll() -> str:
 
 
 def sharing_cpu() -> str:
-    """Peak and time of shared membranes beside the network that shares nothing."""
-    data, table = json.loads((RESULTS / "sharing_cpu.json").read_text()), []
-    peak, time, stepped = "peak of native's", "time of native's", "time of time outermost's"
-    for row in data["rows"]:
-        start = [f"{row['network']}, {row['variant']}"]
-        if "failed" in row:
-            table.append([*start, row["failed"], *[""] * 5])
-            continue
-        table.append([*start, f"{row['membranes, MiB']:.1f}", f"{row['peak, MiB']:.0f} MiB",
-                      f"{row[peak]:.2f}x", f"{row['step, ms']:.0f} ms",
-                      f"{row[time]:.2f}x", f"{row[stepped]:.2f}x"])
-    return markdown([f"one training step, T = {data['shape'][0]}, batch {data['shape'][1]}, {data['threads']} threads",
-                     "membranes in the forward pass, MiB", "peak", "of native's", "time", "of native's",
-                     "of time outermost's"], table)
+    return markdown(*sharing_rows(RESULTS / "sharing_cpu.json"))
+
+
+def accuracy_sharing() -> str:
+    return markdown(*activity_rows(RESULTS / "accuracy_sharing.json"))
+
+
+def accuracy_sharing_mnist() -> str:
+    return markdown(*image_rows(RESULTS / "accuracy_sharing_mnist.json"))
+
+
+def accuracy_sharing_cifar10() -> str:
+    return markdown(*image_rows(RESULTS / "accuracy_sharing_cifar10.json"))
 
 
 def reversible_memory() -> str:
@@ -188,25 +188,9 @@ def t_revsnn_memory() -> str:
                     table)
 
 
-def accuracy_sharing() -> str:
-    """Table VI's form: per split and reset, the mean over seeds, and in brackets the points to native of its kind."""
-    data = json.loads((RESULTS / "accuracy_sharing.json").read_text())
-    columns = list(dict.fromkeys((row["split"], row["reset"]) for row in data["summary"]))
-    seeds = max(row["seeds"] for row in data["summary"])
-    found = {(row["split"], row["reset"], row["variant"]): row for row in data["summary"] if row["seeds"] == seeds}
-    table = []
-    for variant in dict.fromkeys(row["variant"] for row in data["summary"]):
-        cells = []
-        for row in (found.get((*column, variant)) for column in columns):
-            points = f" ({100 * row['to native of its kind']:+.2f})" if row and variant.startswith("[") else ""
-            cells.append("-" if row is None else f"{row['accuracy']:.2%}{points}")
-        table.append([variant, *cells])
-    return markdown([f"human activities, T = {data['T']}, {seeds} seeds (-: out of time)",
-                     *(f"{split}, {reset} reset" for split, reset in columns)], table)
-
-
 MAKERS = (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu, accuracy_unroll, sharing_cpu,
-          accuracy_sharing, reversible_memory, reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory)
+          accuracy_sharing, accuracy_sharing_mnist, accuracy_sharing_cifar10, reversible_memory, reversible_neuron_cpu,
+          reversible_depth_cpu, t_revsnn_memory)
 # A table is there once its results are; until then there is nothing between its marks.
 TABLES = {make.__name__: make for make in MAKERS if (RESULTS / f"{make.__name__}.json").exists()}
 
