@@ -43,7 +43,7 @@ def image_rows(path: Path) -> tuple[list[str], list[list[str]]]:
     data = json.loads(path.read_text())
     steps = max(row["training steps"] for row in data["rows"])
     epochs = steps * data["batch"] / data["parts"][0]
-    title = (f"{ {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}[data['task']]}, ResNet19 {tuple(data['widths'])}, "
+    title = (f"{ {'mnist': 'MNIST', 'cifar10': 'CIFAR-10'}[data['task']]}, VGG16 {tuple(data['widths'])}, "
              f"T = {data['T']}, {epochs:.1f} epochs")
     return [title, "test accuracy", "spikes per neuron and step", "training step"], [
         [row["variant"], f"{row['accuracy']:.2%}{_points(row)}", f"{row['spike rate']:.3f}",

@@ -38,9 +38,9 @@ class Setting:
     most: int | None = None
 
 
-# The paper's widths are 128 for activities, and 128, 256, 512, 512 for ResNet19; these are for a CPU.
-TASKS = {"activities": Setting(4, (32,), epochs=5, most=4000), "mnist": Setting(4, (16, 32, 64, 64)),
-         "cifar10": Setting(4, (32, 64, 128, 128))}
+# The paper's widths are 128 for activities, and 128, 128, 256, 512, 512 for VGG16; these are for a CPU.
+TASKS = {"activities": Setting(4, (32,), epochs=5, most=4000), "mnist": Setting(4, (8, 16, 32, 32, 32), rate=1e-2),
+         "cifar10": Setting(4, (16, 32, 64, 64, 64), rate=1e-2)}
 
 
 def build(task: str, variant: str, reset: str, setting: Setting, seed: int) -> nn.Module:
@@ -55,7 +55,7 @@ def build(task: str, variant: str, reset: str, setting: Setting, seed: int) -> n
     if task == "activities":
         net = model.har_net(6, 6, width=setting.widths[0], **options)
     else:
-        net = model.resnet19(10, 1 if task == "mnist" else 3, widths=setting.widths, **options)
+        net = model.vgg16(10, 1 if task == "mnist" else 3, widths=setting.widths, **options)
     return net if options["sharing"] else sj_memext.retrofit(net, "neuron")
 
 
