@@ -9,7 +9,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STAMP := $(VENV)/.memext-installed
 KERNELS := $(wildcard shared_core/kernels/*)
 
-.PHONY: install demo lint test test-full test-gpu bench bench-gpu clean
+.PHONY: install demo lint test test-full test-matrix test-gpu bench bench-gpu clean
 
 install: $(STAMP)
 
@@ -30,6 +30,10 @@ test: lint
 # Also the slow tests: sanitized kernels, the whole compile matrix, mutations, huge tensors.
 test-full: lint
 	$(PYTEST) -m "not gpu"
+
+# SpikingJelly 2.0.0 and 0.0.0.0.14, snnTorch 1.0.0 and 0.9.4, one after the other; ROWS="spikingjelly-0.0.0.0.14" for one.
+test-matrix: $(STAMP)
+	$(BIN)/python tests/matrix/run.py $(ROWS)
 
 # On a machine with a CUDA device, in the active Python environment (PY=...); see benchmarks/README.md.
 PY ?= python3

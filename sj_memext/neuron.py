@@ -20,7 +20,7 @@ All else is the same; on the CPU in float32, bit for bit.
 
 The framework's own equations are used, unchanged, where the kernels cannot say what the node says (and a warning says
 so once): a precision set through spikingjelly.activation_based.precision, a threshold, reset value or tau that learns
-or has several elements, a surrogate function that learns, input that is not floating point.
+or has several elements, a surrogate function that learns, input that is not floating point, an op_counter that counts.
 """
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ from shared_core.errors import MemextError
 from shared_core.functional import multi_step
 from shared_core.surrogate import Surrogate
 
+from ._exchange import AskedByLava, operations_are_counted
 from ._host import functional, neuron
 from ._host import surrogate as host_surrogate
 from .surrogate import from_spikingjelly
@@ -78,7 +79,7 @@ def _definer(cls: type, name: str) -> type | None:
     return next((c for c in cls.__mro__ if name in c.__dict__), None)
 
 
-class _Fused:
+class _Fused(AskedByLava):
     """What the fused classes share. Stands before the framework's class in the MRO."""
 
     _kind: ClassVar[type[dynamics.Dynamics]]
@@ -94,10 +95,13 @@ class _Fused:
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if "_kind" in vars(cls) and "__init__" not in vars(cls):  # the signature of the framework's class, the last
-            own = list(inspect.signature(cls.__bases__[-1].__init__).parameters.values())[1:]
+            own = [p for p in list(inspect.signature(cls.__bases__[-1].__init__).parameters.values())[1:]
+                   if p.name != "backend"]  # 0.0.0.0.14 has one of its own
             backend = inspect.Parameter("backend", inspect.Parameter.KEYWORD_ONLY, default=None)
             cls.__signature__ = inspect.Signature([*own, backend])
-        ignored = [name for name in _LEGACY if hasattr(cls, name)]
+        # sj_memext.compat gives them back to the framework's classes; only the user's own are ignored here.
+        ignored = [name for name in _LEGACY
+                   if hasattr(cls, name) and not _definer(cls, name).__module__.startswith(neuron.__name__)]
         if ignored:
             warnings.warn(f"{cls.__qualname__} defines {', '.join(ignored)}, which SpikingJelly 2 never calls on such "
                           "nodes: the equations stay those of the base class. Define single_step_functional_forward "
@@ -256,6 +260,8 @@ class _Fused:
             reason = "a neuron precision is set"
         elif x.dtype not in _FLOATS:
             reason = f"the input is {x.dtype}"
+        elif operations_are_counted():
+            reason = "its operations are being counted"
         elif any(isinstance(v, Tensor) for v in values):
             if any(isinstance(v, Tensor) and (v.requires_grad or v.numel() != 1) for v in values):
                 reason = "a threshold, reset value or tau is a tensor that learns or has several elements"

@@ -14,6 +14,8 @@ from torch import Tensor
 from shared_core.errors import MemextError
 from shared_core.surrogate import Surrogate, get, opaque, rectangle, spike, triangle
 
+from ._host import IS_2
+
 __all__ = ["Arctan", "Rectangle", "Triangle", "from_spikingjelly", "register"]
 
 # SpikingJelly 2.0.0 class -> (our table's name, its attributes, which our parameters are named after).
@@ -36,6 +38,9 @@ _TABLE: dict[type, tuple[str, tuple[str, ...]]] = {
     host.DeterministicPass: ("straight_through", ()),
     host.Rect: ("rect", ("alpha",)),
 }
+
+if not IS_2:  # 0.0.0.0.14's gradient within |x| < w is 1/w, twice the table's
+    del _TABLE[host.PiecewiseLeakyReLU]
 
 # Classes without a table entry: (what they emit, whether they draw random numbers).
 _OPAQUE: dict[type, tuple[str, bool]] = {
