@@ -7,4 +7,15 @@ retrofit.py     how a built model is changed      chain/          multi-step: sp
 temporal/       step by step: unroll()            sharing/        membranes shared between layers (EfficientLIF-Net)
 reversible/     neurons, blocks and columns that can be run backwards (RevSNN, T-RevSNN)
 hardware/       energy, latency and area of a trained network
+doctor/         explain(): what is wrong with a model's memory   checkpoint.py   whole modules run again
 """
+
+__all__ = ["explain"]
+
+
+def __getattr__(name: str):
+    """explain, imported when it is asked for: importing this package imports no Torch."""
+    if name == "explain":
+        from .doctor import explain
+        return explain
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
