@@ -1,7 +1,7 @@
 """Memory-efficient neurons for SpikingJelly. Importing it registers them in the framework's own namespaces.
 
 neuron.py      FusedIFNode, FusedLIFNode, FusedParametricLIFNode: also spikingjelly.activation_based.neuron.Fused...
-klif.py        FusedKLIFNode: likewise
+klif.py        FusedKLIFNode, half_threshold.py FusedHalfThresholdIFNode (of converted ANNs): likewise
 shared.py      SharedLIFNode: a membrane that channel groups, or several layers, share (EfficientLIF-Net)
 sltt.py        SLTTLIFNode (in the framework: FusedSLTTLIFNode): the gradient without its temporal path, both step modes
 surrogate.py   Rectangle, Triangle, Arctan: also spikingjelly.activation_based.surrogate....
@@ -11,6 +11,7 @@ layer.py       ReversibleBlock, ReversibleSequence: memory that does not grow wi
 sharing.py     share(net, layers=..., channels=...): layers, or channels, share a membrane
 model/         vgg16, resnet19, har_net, rev_spiking_resnet21, rev_spiking_resnet37, rev_spikformer, t_revsnn
 functional.py  multi_step_forward(x_seq, net, method=...), online_train_step(net, x_seq, loss_fn)
+hardware.py    layer_table(net, x_seq), estimate, sata, spikesim: what the network costs on hardware
 """
 from shared_core import registry as _registry
 from shared_core import temporal as _temporal_core

@@ -33,13 +33,14 @@ FUSED_IF = _entry("FusedIFNode", "IFNode", "IF")
 FUSED_LIF = _entry("FusedLIFNode", "LIFNode", "LIF")
 FUSED_PARAMETRIC_LIF = _entry("FusedParametricLIFNode", "ParametricLIFNode", "ParametricLIF")
 FUSED_KLIF = _entry("FusedKLIFNode", "KLIFNode", "KLIF", "klif")
+FUSED_HALF_THRESHOLD_IF = _entry("FusedHalfThresholdIFNode", "HalfThresholdIFNode", "IF", "half_threshold")
 FUSED_SLTT = _entry("FusedSLTTLIFNode", "SLTTLIFNode", "LIF", "sltt")
 SHARED_LIF = NeuronEntry("SharedLIFNode", "spikingjelly", "sj_memext.shared:SharedLIFNode",
                          dynamics="shared_core.dynamics:LIF", owner="memext")  # replaces none: sharing is another model
 REVERSIBLE_LIF, REVERSIBLE_OTTT = (NeuronEntry(name, "spikingjelly", f"sj_memext.reversible:{name}", owner="memext")
                                    for name in ("ReversibleLIFNode", "ReversibleOTTTLIFNode"))
-NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF, FUSED_SLTT, SHARED_LIF, REVERSIBLE_LIF,
-           REVERSIBLE_OTTT)
+NEURONS = (FUSED_IF, FUSED_LIF, FUSED_PARAMETRIC_LIF, FUSED_KLIF, FUSED_HALF_THRESHOLD_IF, FUSED_SLTT, SHARED_LIF,
+           REVERSIBLE_LIF, REVERSIBLE_OTTT)
 
 
 def _is_neuron(module: nn.Module) -> bool:
@@ -63,7 +64,8 @@ retrofit, restore, report = _retrofitter.retrofit, _retrofitter.restore, _retrof
 
 
 def substitute(method: str = "neuron"):
-    """Context manager and decorator: IFNode, LIFNode, ParametricLIFNode, KLIFNode and SLTTLIFNode made inside are ours.
+    """Context manager and decorator: IFNode, LIFNode, ParametricLIFNode, KLIFNode, SLTTLIFNode and
+    HalfThresholdIFNode made inside are ours.
 
     Yields a shared_core.retrofit.Report that fills up. However the classes were imported, only constructions in this
     thread are affected, and the classes are untouched afterwards. Raises MemextError: another method than "neuron".

@@ -17,6 +17,7 @@ from torch import Tensor
 from shared_core.errors import MemextError
 from shared_core.reversible import neuron as core
 
+from ._exchange import AskedByLava, operations_are_counted
 from ._host import neuron
 from ._host import surrogate as host_surrogate
 from .surrogate import from_spikingjelly
@@ -26,7 +27,7 @@ __all__ = ["ReversibleLIFNode", "ReversibleOTTTLIFNode"]
 _equations = lru_cache(maxsize=1024)(core.Equations)
 
 
-class _Reversible:
+class _Reversible(AskedByLava):
     """The neuron itself, before a class of the framework's. Reads the node's attributes at every call."""
 
     groups, alpha, beta, split_dim, tau = 2, 0.1, 1.0, -1, 2.0
@@ -114,7 +115,8 @@ class _Reversible:
         if isinstance(x_seq, Tensor) and x_seq.dim() and x_seq.shape[0]:
             v = self._initial(v, x_seq[0])
         return core.multi_step(self._eq(), x_seq, v, surrogate=self._surrogate(), split_dim=self.split_dim,
-                               online=self._online, name=type(self).__name__)
+                               online=self._online, name=type(self).__name__,
+                               backend="reference" if operations_are_counted() else "auto")
 
     def _initial(self, v, x: Tensor) -> Tensor | None:
         """The potential before a step on x [N, *]: None at rest. As in the framework, one of another shape starts

@@ -8,13 +8,14 @@ retrofit.py    retrofit(net, method), restore(net), report(net), substitute(meth
 layers.py      ReversibleBlock, ReversibleSequence: memory that does not grow with depth
 sharing.py     share(net, layers=..., channels=...): layers, or channels, share a membrane
 backprop.py    BPTT, TBPTT, SLTT, SLTTK: an epoch each, as in snntorch.backprop
+hardware.py    layer_table(net, x), estimate, sata, spikesim: what the network costs on hardware
 """
 import snntorch as _snntorch
 
 from shared_core import registry as _registry
 from shared_core import temporal as _temporal_core
 
-from . import backprop, layers, neurons, surrogate
+from . import _exchange, backprop, layers, neurons, surrogate  # noqa: F401  the exporter is told of our classes
 from ._temporal import HOST as _HOST
 from .retrofit import NEURONS as _NEURONS
 from .retrofit import report, restore, retrofit, substitute

@@ -6,7 +6,8 @@
         net = build()                        # snn.Leaky(...) makes a FusedLeaky
     restore(net)                             # the framework's own neurons again
 
-snnTorch keeps every neuron it ever made alive in SpikingNeuron.instances; those that are ours it keeps no longer.
+snnTorch keeps every neuron it ever made alive in SpikingNeuron.instances; those that are ours it keeps no longer. Its
+utils.reset(net) resets ours of this net, nested ones too, and of no other (_reset.py).
 """
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ from shared_core.substitute import substitute as _substitute
 from ._fused import Fused
 from ._host import NEURON_CLASSES
 from ._instances import hold_strongly, hold_weakly
+from ._reset import of_one_net
 from .neurons import overrides
 
 __all__ = ["METHODS", "NEURONS", "report", "restore", "retrofit", "substitute"]
@@ -50,7 +52,8 @@ def _is_neuron(module: nn.Module) -> bool:
     return isinstance(module, NEURON_CLASSES)
 
 
-FRAMEWORK = Framework("snntorch", "snntorch_memext", _is_neuron, overrides, joined=hold_weakly, left=_leave)
+FRAMEWORK = Framework("snntorch", "snntorch_memext", _is_neuron, overrides, joined=hold_weakly, left=_leave,
+                      touched=of_one_net)
 METHODS = {"neuron": exchange_neurons}  # name -> function(framework, net, **options) -> shared_core.retrofit.Plan
 
 _retrofitter = Retrofitter(FRAMEWORK, METHODS)

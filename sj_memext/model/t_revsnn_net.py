@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from shared_core.errors import MemextError
+from shared_core.reversible import ReversibleSequence
 from shared_core.reversible._column_state import TurnedOn
 from shared_core.reversible.columns import Columns, window
 from shared_core.surrogate import Surrogate
 
 from ..surrogate import from_spikingjelly
-from .t_revsnn_parts import EventStage, Stage, last_pair, stem
+from .t_revsnn_parts import Block, EventStage, Stage, coupled_blocks, last_pair, stem
 
 __all__ = ["TRevSNN", "t_revsnn"]
 
@@ -49,7 +50,7 @@ ENCODINGS = ("split", "same")
 def t_revsnn(channels: Sequence[int] = (64, 128, 256, 384), num_classes: int = 1000, T: int = 4, *,
              variant: str = "imagenet", in_channels: int | None = None, encoding: str = "split", kernel_size: int = 5,
              v_threshold: float = 0.5, surrogate_function=None, decay: float = 0.5, rezero: float = 1.0,
-             tolerance: float | None = None, reversible: bool = True) -> TRevSNN:
+             coupled: int | None = None, tolerance: float | None = None, reversible: bool = True) -> TRevSNN:
     """A T-RevSNN: T columns (time steps) of len(channels) stages, trained through the last column's output.
 
     variant: "imagenet" (7x7 and 3x3 stem, stride 4), "cifar" (stride 2), "mnist" (likewise, one input channel), or
@@ -60,9 +61,13 @@ def t_revsnn(channels: Sequence[int] = (64, 128, 256, 384), num_classes: int = 1
         (the published code).
     kernel_size: of the depth-wise convolutions, odd.
     v_threshold, surrogate_function: of all neurons. None: ds/dv = 1 for |v - v_threshold| <= 1/2, as published; or one
-        of SpikingJelly's surrogates, or of shared_core.surrogate.
+        of SpikingJelly's surrogates, or of shared_core.surrogate. The published one makes gradients grow 1.8-fold a
+        column and was trained with adaptive gradient clipping, LAMB and auxiliary heads; without these,
+        surrogate.ATan(1.0) keeps them level and learns several times faster (docs/design/t_revsnn.md).
     decay: where the learned decays start.  rezero: where the residual scales start.
-    tolerance, reversible: see shared_core.reversible.columns.Columns.
+    coupled: None: two blocks a stage, as published. A number: so many additive couplings (S-RevSNN) in their place,
+        reversible in depth, so that a stage's memory does not grow with them either; channels must be even.
+    tolerance, reversible: see shared_core.reversible.columns.Columns. reversible=False goes for couplings as well.
     Returns: TRevSNN, in training mode.
     Raises MemextError: an unknown variant or encoding, numbers out of range, T not dividing channels[0].
     """
@@ -78,6 +83,12 @@ def t_revsnn(channels: Sequence[int] = (64, 128, 256, 384), num_classes: int = 1
         raise MemextError(f"t_revsnn: channels={tuple(channels)}; at least two stages are needed")
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise MemextError(f"t_revsnn: kernel_size={kernel_size}; allowed: odd numbers")
+    if coupled is not None and (not isinstance(coupled, int) or isinstance(coupled, bool) or coupled < 1):
+        raise MemextError(f"t_revsnn: coupled={coupled!r}; allowed: None, or a whole number of blocks, at least 1")
+    odd = [c for c in channels if c % 2]
+    if coupled is not None and odd:
+        raise MemextError(f"t_revsnn: channels={tuple(channels)} with coupled={coupled}; {odd[0]} channels cannot be "
+                          "split into two halves, even numbers are needed")
     kind = VARIANTS[variant]
     if encoding == "split" and not kind.events and channels[0] % T:
         fit = [t for t in range(1, channels[0] + 1) if channels[0] % t == 0]
@@ -89,7 +100,7 @@ def t_revsnn(channels: Sequence[int] = (64, 128, 256, 384), num_classes: int = 1
         given = isinstance(surrogate_function, Surrogate)
         surrogate = surrogate_function if given else from_spikingjelly(surrogate_function)
     return TRevSNN(tuple(channels), num_classes, T, kind, in_channels or kind.inputs, encoding, kernel_size,
-                   TurnedOn(float(v_threshold), surrogate), decay, rezero, tolerance, reversible)
+                   TurnedOn(float(v_threshold), surrogate), decay, rezero, coupled, tolerance, reversible)
 
 
 class TRevSNN(nn.Module):
@@ -100,14 +111,20 @@ class TRevSNN(nn.Module):
     """
 
     def __init__(self, channels: tuple[int, ...], num_classes: int, T: int, kind: Variant, in_channels: int,
-                 encoding: str, kernel_size: int, neuron: TurnedOn, decay: float, rezero: float,
+                 encoding: str, kernel_size: int, neuron: TurnedOn, decay: float, rezero: float, coupled: int | None,
                  tolerance: float | None, reversible: bool):
         super().__init__()
         self.T, self.kind, self.in_channels, self.encoding = T, kind, in_channels, encoding
         self.strides = [1] + [2] * (len(channels) - 2) + [1]  # the last stage stays at the size of the one before it
-        shared = [last_pair(c, kernel_size) for c in channels]
-        columns = [[self._stage(channels, i, t, kernel_size, neuron, rezero, shared[i]) for i in range(len(channels))]
-                   for t in range(T)]
+        shared = [last_pair(c if coupled is None else c // 2, kernel_size) for c in channels]
+
+        def blocks(i: int) -> nn.Module:
+            if coupled is not None:
+                return coupled_blocks(channels[i], kernel_size, neuron, coupled, shared[i], reversible)
+            return nn.Sequential(Block(channels[i], kernel_size, neuron, rezero),
+                                 Block(channels[i], kernel_size, neuron, None, shared[i]))
+
+        columns = [[self._stage(channels, i, t, blocks(i)) for i in range(len(channels))] for t in range(T)]
         if kind.events:
             self.stem = None
             for column in columns:
@@ -118,10 +135,10 @@ class TRevSNN(nn.Module):
                                surrogate=neuron.surrogate, tolerance=tolerance, reversible=reversible)
         self.head = nn.Linear(channels[-1], num_classes)
 
-    def _stage(self, channels, i: int, t: int, kernel_size: int, neuron: TurnedOn, rezero: float, last) -> Stage:
+    def _stage(self, channels, i: int, t: int, blocks: nn.Module) -> Stage:
         below = channels[i - 1] if i else None
         above = channels[i + 1] if t and i + 1 < len(channels) else None
-        return Stage(channels[i], below, above, self.strides[i], kernel_size, neuron, rezero, last)
+        return Stage(channels[i], below, above, self.strides[i], blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.scores(self.columns(self.encode(x))[-1])
@@ -149,10 +166,18 @@ class TRevSNN(nn.Module):
         return self.columns.step(t, x, states)
 
     def check_invertible(self, sample: Tensor) -> bool:
-        """Are the gradients on this sample those of plain autograd? See Columns.check_invertible."""
+        """Are the gradients on this sample those of plain autograd (see Columns.check_invertible), and do the inputs of
+        coupled blocks come back bit for bit (see ReversibleSequence.check_invertible)? Leaves nothing behind."""
         with torch.no_grad():
             inputs = self.encode(sample)
-        return self.columns.check_invertible(inputs)
+        found: list[bool] = []
+        hooks = [m.register_forward_pre_hook(lambda m, args: found.append(m.check_invertible(args[0])))
+                 for m in self.modules() if isinstance(m, ReversibleSequence)]
+        try:
+            return self.columns.check_invertible(inputs) and all(found)
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def report(self) -> dict:
         """Which share of the states is kept, with the decays as they are now. See Columns.report."""

@@ -6,13 +6,16 @@ step to step.
 """
 from __future__ import annotations
 
+from collections import OrderedDict
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from shared_core.reversible import ReversibleBlock, ReversibleSequence
 from shared_core.reversible._column_state import TurnedOn
 
-__all__ = ["Block", "EventStage", "ScaledConv2d", "Stage", "TurnedOff", "stem"]
+__all__ = ["Block", "EventStage", "ScaledConv2d", "Stage", "TurnedOff", "coupled_blocks", "stem"]
 
 
 class ScaledConv2d(nn.Conv2d):
@@ -86,17 +89,33 @@ def last_pair(channels: int, kernel_size: int) -> nn.Sequential:
     return nn.Sequential(pointwise(4 * channels, channels), depthwise(channels, kernel_size))
 
 
+def coupled_blocks(channels: int, kernel_size: int, neuron: TurnedOn, count: int, last: nn.Sequential,
+                   reversible: bool) -> ReversibleSequence:
+    """`count` additive couplings (S-RevSNN): y1 = x1 + F(x2), y2 = x2 + G(y1), F and G as in `Block` on C/2 channels.
+
+    last: second pair of the last G, shared by all columns.  reversible: False keeps everything.
+    """
+    half = channels // 2
+
+    def branch(last: nn.Sequential | None) -> nn.Sequential:
+        first = nn.Sequential(depthwise(half, kernel_size), pointwise(half, 4 * half))
+        return nn.Sequential(OrderedDict(spike1=TurnedOff(neuron), first=first, spike2=TurnedOff(neuron),
+                                         last=last_pair(half, kernel_size) if last is None else last))
+
+    return ReversibleSequence([ReversibleBlock(branch(None), branch(last if i == count - 1 else None), split_dim=1)
+                               for i in range(count)], split_dim=1, reversible=reversible)
+
+
 class Stage(nn.Module):
     """A stage of one column: (below, above) -> update of the stage's turned-on neuron, [N, C, H, W].
 
     below: spikes of the stage before it [N, c, H or 2H, ..]; for the first stage the input, of which C / k channels are
         spread over all C.  above: spikes of the next stage in the column before, or None (first column, last stage).
-    stride: 2 or 1, towards the stage before.  last: second pair of the second block, shared by all columns.
+    stride: 2 or 1, towards the stage before.  blocks: what comes after below and above have met.
     Batch norm is only where stages meet, as published; there is none in the blocks.
     """
 
-    def __init__(self, channels: int, below: int | None, above: int | None, stride: int, kernel_size: int,
-                 neuron: TurnedOn, gamma: float, last: nn.Sequential):
+    def __init__(self, channels: int, below: int | None, above: int | None, stride: int, blocks: nn.Module):
         super().__init__()
         self.channels = channels
         self.down = self.up = None
@@ -106,8 +125,7 @@ class Stage(nn.Module):
                                       nn.BatchNorm2d(channels))
         if above is not None:
             self.up = nn.Sequential(nn.Conv2d(above, channels, 1, bias=False), nn.BatchNorm2d(channels))
-        self.blocks = nn.Sequential(Block(channels, kernel_size, neuron, gamma),
-                                    Block(channels, kernel_size, neuron, None, last))
+        self.blocks = blocks
 
     def forward(self, below: Tensor, above: Tensor | None) -> Tensor:
         if self.down is not None:

@@ -259,7 +259,8 @@ def test_a_harmless_subclass_keeps_what_it_adds():
                                          (OldMaths, "overrides neuronal_charge of LIFNode"),
                                          (OwnPickle, "defines how it is pickled"),
                                          (neuron.EIFNode, "there is no memory-efficient version of it; there is one of "
-                                                          "IFNode, KLIFNode, LIFNode, ParametricLIFNode, SLTTLIFNode; "
+                                                          "HalfThresholdIFNode, IFNode, KLIFNode, LIFNode, "
+                                                          "ParametricLIFNode, SLTTLIFNode; "
                                                           "leave it, or add one (docs/add_a_neuron.md)"),
                                          (neuron.PSN, "there is no memory-efficient version")])
 def test_what_cannot_be_changed_is_left_and_reported(cls, reason):
