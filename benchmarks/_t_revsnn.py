@@ -95,9 +95,9 @@ class Task:
 
 
 TASKS = {
-    "mnist": Task(mnist, "mnist", (8, 16, 32, 48), 4, 0.13, 0.31, 0.3),
-    "cifar10": Task(cifar10, "cifar", (16, 32, 48, 64), 4, 0.47, 0.25, 0.5, shift=2, flip=True),
-    "events": Task(events, "events", (8, 16, 32, 48), 6, 0.0, 1.0, 2.0),
+    "mnist": Task(mnist, "mnist", (8, 16, 32, 48), 4, 0.13, 0.31, 2.0),
+    "cifar10": Task(cifar10, "cifar", (16, 32, 48, 64), 4, 0.47, 0.25, 2.0, shift=2, flip=True),
+    "events": Task(events, "events", (8, 16, 32, 48), 6, 0.0, 1.0, 12.0),
 }
 
 

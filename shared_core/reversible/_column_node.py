@@ -56,10 +56,30 @@ class Course:
 
 
 def advance(decay: Tensor | None, v: Tensor | None, update: Tensor) -> Tensor:
-    """v[t] of v[t-1]; the first column starts from rest. float16 and bfloat16 updates go into a float32 state."""
+    """v[t] of v[t-1]; the first column starts from rest. float16 and bfloat16 updates go into a float32 state.
+
+    A decay that meets no state has gradient 0, not none: DistributedDataParallel waits for every parameter's.
+    """
     if update.dtype in (torch.float16, torch.bfloat16):
         update = update.float()
-    return update if v is None else per_channel(decay, v) * v + update
+    if v is not None:
+        return per_channel(decay, v) * v + update
+    learns = torch.is_grad_enabled() and decay is not None and decay.requires_grad
+    return _AtRest.apply(update, decay) if learns else update
+
+
+class _AtRest(torch.autograd.Function):
+    """update + decay * 0, without the arithmetic."""
+
+    @staticmethod
+    def forward(ctx, update, decay):
+        ctx.save_for_backward(decay)
+        return update.view_as(update)
+
+    @staticmethod
+    def backward(ctx, grad):
+        decay, = ctx.saved_tensors
+        return grad, torch.zeros_like(decay)
 
 
 def per_channel(decay: Tensor, like: Tensor) -> Tensor:

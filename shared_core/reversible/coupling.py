@@ -36,6 +36,7 @@ class _Reversible(nn.Module):
                               "dimension, counted from 0 (1 for [N, C, ...], 2 for [T, N, C, ...]), or None is needed")
         self.split_dim, self.grid = split_dim, check_grid(grid, type(self).__name__)
         self.carry_state, self.reversible, self.check = carry_state, bool(reversible), bool(check)
+        self._checked: list[bool] = []  # a list: what runs inside other reversible modules puts attributes back
 
     def _blocks(self) -> list[ReversibleBlock]:
         raise NotImplementedError
@@ -59,12 +60,13 @@ class _Reversible(nn.Module):
             return coupling.forward(x)
         if not self.reversible or _solving():
             return coupling.plain(x)
-        coupling.keep, coupling.check = True, self.check
+        coupling.keep, coupling.check = True, self.check and not self._checked
         result: dict = {}
         y, *after = Coupled.apply(coupling, result, len(parameters), x, *parameters, *states)
         for cell, s in zip(result.values(), after):
             cell.set(s)
-        self.check = self.check and not coupling.real  # once a module is enough
+        if coupling.real and coupling.check:
+            self._checked.append(True)  # once a module is enough
         return y
 
     @torch.no_grad()

@@ -192,6 +192,22 @@ def test_memory_grows_by_an_eighth_of_a_byte_per_state_and_column():
     assert (many - few) / 2 / 4 <= n / 8
 
 
+@pytest.mark.slow
+def test_growth_to_the_last_byte():
+    """T = 4 to 8 at 64x64: the state of one column is kept, bits of the others, and at the peak, in the first column,
+    (T-1)/T of the encoded image's gradient (float16) are there. Nothing else grows with T."""
+    n, image = states(SMALL, 64), SMALL[0] * 16 * 16 * 2
+    peaks, kept = {}, {}
+    for T in (4, 8):
+        peaks[T] = (peak(4, 64, T=T)[0] - peak(2, 64, T=T)[0]) / 2
+        plan = t_revsnn((8, 8), T=T).columns.plan()[0]
+        kept[T] = sum(len(channels) == 8 for channels in plan)  # columns whose states are kept: all decays are alike
+    assert kept == {4: 0, 8: 1}
+    bits = {T: T - 1 - kept[T] for T in peaks}
+    wanted = 4 * n * (kept[8] - kept[4]) + n / 8 * (bits[8] - bits[4]) + image * (1 / 4 - 1 / 8)
+    assert abs(peaks[8] - peaks[4] - wanted) <= 4 * 8, "to the bits' rounding to whole bytes, in each stage and column"
+
+
 def test_energy_by_equation_13():
     """1.7 and 2.8 mJ; the paper names no firing rates: at 0.22 in every spiking layer both are within 10 %."""
     for channels, paper in ((SMALL, 1.7), (LARGE, 2.8)):
