@@ -1,4 +1,4 @@
-"""The README's tables of shared membranes, from their result files."""
+"""The tables of shared membranes, from their result files."""
 from __future__ import annotations
 
 import json

@@ -1,4 +1,4 @@
-"""Writes the README's tables from the committed result files. A test fails when the two differ.
+"""Writes the tables of the README and of docs/guide/ from the committed result files. A test fails when they differ.
 
     python -m benchmarks.readme            # after new results are in benchmarks/results/
 """
@@ -8,11 +8,15 @@ import json
 import re
 from pathlib import Path
 
-from benchmarks._readme_reversible import memory_rows, neuron_rows
+from benchmarks._readme_hardware import crossbar_rows, exit_rows
+from benchmarks._readme_overview import overview_rows
+from benchmarks._readme_reversible import memory_rows, neuron_rows, training_rows
 from benchmarks._readme_sharing import activity_rows, image_rows, sharing_rows
+from benchmarks._readme_zoo import zoo_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs" / "guide").glob("*.md")))
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -188,21 +192,51 @@ def t_revsnn_memory() -> str:
                     table)
 
 
-MAKERS = (demo, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu, accuracy_unroll, sharing_cpu,
-          accuracy_sharing, accuracy_sharing_mnist, accuracy_sharing_cifar10, reversible_memory, reversible_neuron_cpu,
-          reversible_depth_cpu, t_revsnn_memory)
+def accuracy_t_revsnn() -> str:
+    return markdown(*training_rows([RESULTS / f"accuracy_t_revsnn_{task}.json" for task in T_REVSNN_TASKS]))
+
+
+def early_exit() -> str:
+    return markdown(*exit_rows(RESULTS / "early_exit.json"))
+
+
+def crossbar_accuracy() -> str:
+    return markdown(*crossbar_rows(RESULTS / "crossbar_accuracy.json"))
+
+
+def zoo_cpu() -> str:
+    return markdown(*zoo_rows(RESULTS / "zoo_cpu.json"))
+
+
+def overview() -> str:
+    header, rows = overview_rows(RESULTS)
+    lines = [header, ["---"] * len(header), *rows]  # words, not numbers: left-aligned
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+T_REVSNN_TASKS = ("mnist", "cifar10", "events")
+MAKERS = (demo, overview, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu, accuracy_unroll,
+          sharing_cpu, accuracy_sharing, accuracy_sharing_mnist, accuracy_sharing_cifar10, reversible_memory,
+          reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory, accuracy_t_revsnn, early_exit,
+          crossbar_accuracy, zoo_cpu)
+# Result files that a table is made from, where they are not those of its name.
+FROM = {overview: ("training_step_cpu", "unroll_cpu", "sharing_cpu", "reversible_depth_cpu", "reversible_memory",
+                   "t_revsnn_memory", "zoo_cpu", "early_exit"),
+        accuracy_t_revsnn: tuple(f"accuracy_t_revsnn_{task}" for task in T_REVSNN_TASKS)}
 # A table is there once its results are; until then there is nothing between its marks.
-TABLES = {make.__name__: make for make in MAKERS if (RESULTS / f"{make.__name__}.json").exists()}
+TABLES = {make.__name__: make for make in MAKERS
+          if all((RESULTS / f"{name}.json").exists() for name in FROM.get(make, (make.__name__,)))}
 
 
 def refreshed(text: str) -> str:
-    """The README's text with every marked table made anew."""
+    """The text of a page with every marked table made anew."""
     for name, make in TABLES.items():
         marked = rf"(<!-- {name} -->\n)(?:(?!<!--).)*(<!-- end -->)"
-        text = re.sub(marked, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)
+        if re.search(marked, text, flags=re.DOTALL):
+            text = re.sub(marked, lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(refreshed(readme.read_text()))
+    for page in PAGES:
+        page.write_text(refreshed(page.read_text()))
