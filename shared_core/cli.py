@@ -230,9 +230,13 @@ def neurons(args):
     argument("--lif-units", metavar="N",
              help="of SATA; default: one for each processing element, or by the model's C#n"),
     argument("--array", metavar="ROWSxCOLUMNS", help="of SATA; default: 16x8"),
-    argument("--compat", metavar="TOOL", help="sata-2023 or sata-2024: as the published tool counts"),
+    argument("--xbar-size", metavar="N", help="of SpikeSim: rows and columns of a crossbar; default: 64"),
+    argument("--device", metavar="NAME", help="of SpikeSim: rram (the default) or sram"),
+    argument("--compat", metavar="TOOL[,TOOL]",
+             help="sata-2023, sata-2024, spikesim: as that published tool counts"),
     argument("--compare", metavar="OTHER", nargs="+",
-             help="a second model or table, or 'same'; then settings that differ, e.g. same lif_units=32 T=2"),
+             help="a second model or table, or 'same'; then settings that differ, e.g. same lif_units=32 T=2; early "
+                  "exit: threshold=0.1, or exits=0.6,0.2,0.1,0.1 (who stops at step 1, 2, ...)"),
     argument("--layers", action="store_true", help="also print a line per layer"),
     argument("--table", metavar="PATH", help="write the table of layers there, .csv or .json"),
     argument("--json", metavar="PATH", nargs="?", const=_PRINT,
@@ -245,7 +249,7 @@ def energy(args):
     for option, path in (("--json", args.json), ("--png", args.png), ("--table", args.table)):
         _folder_of(path, option)
     with _blame("a file cannot be written:", OSError):
-        values, text, plot = command.energy(args, lambda target: _layers(args, target))
+        values, text, plot = command.energy(args, lambda target, **early: _layers(args, target, **early))
     _show(args, text, values)
     if args.png:
         with _blame(f"--png {args.png}: cannot be written:", OSError):
@@ -255,9 +259,9 @@ def energy(args):
     return 0
 
 
-def _layers(args, target):
-    """The layer table of a model, on the sample that the arguments name."""
-    from .hardware import layer_table
+def _layers(args, target, threshold=None):
+    """The layer table of a model, on the sample that the arguments name; with a threshold, those of early exit."""
+    from .hardware import exits_on, layer_table
 
     if (args.sample is None) == (args.input is None):
         raise MemextError(f"{target!r} is a model; pass either --sample module:function, which returns a batch of real "
@@ -270,7 +274,49 @@ def _layers(args, target):
         with _blame(f"--sample {args.sample!r} raised"):
             x = function()
         model = _model(factory, target)
-    return layer_table(model, x)
+    return layer_table(model, x) if threshold is None else exits_on(model, x, threshold)
+
+
+@command(
+    "run", "run a program as it is, with memory-efficient neurons in its models",
+    argument("--method", metavar="METHOD",
+             help="neuron (the default), compress, recompute, reverse, sltt, share; or auto: the fastest that fits "
+                  "--budget"),
+    argument("--budget", metavar="SIZE", help="what there is, e.g. 8GiB: --method auto"),
+    argument("--report", metavar="FOLDER", help="write the report there as run.json"),
+    argument("--plot", action="store_true", help="with --report: draw the memory of one step there, as run.png"),
+    argument("--no-probe", action="store_true", help="do not run the first step on copies of the model to compare"),
+    argument("--legacy", action="store_true", help="the program is written for SpikingJelly 0.0.0.0.12 to 0.0.0.0.14"),
+    argument("-m", dest="module", nargs=argparse.REMAINDER, metavar="MODULE",
+             help="run a module, as python -m does; with its arguments"),
+    argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT", help="a Python script, with its arguments"),
+)
+def run(args):
+    from . import program
+
+    return program.prepare(args)
+
+
+@command(
+    "explain", "what is wrong with how a model, or a program, uses memory, and what to do",
+    argument("rest", nargs=argparse.REMAINDER, metavar="TARGET",
+             help="script.py and its arguments, a program, which is stopped after three training steps; or "
+                  "module:factory, called without arguments, returns the model"),
+    argument("-m", dest="module", metavar="MODULE", help="the program that `python -m MODULE` runs"),
+    argument("--input", metavar="SHAPE", help="with MODULE:FACTORY: shape of a batch, e.g. 4,8,3,32,32"),
+    argument("--steps", metavar="T", type=int, default=1,
+             help="with MODULE:FACTORY: how often a training step calls the model, where time is a loop around it"),
+    argument("--all", action="store_true", help="a line for every neuron"),
+    argument("--no-plan", action="store_true", help="leave out the predicted peak of each method (some seconds)"),
+    argument("--json", metavar="PATH", nargs="?", const=_PRINT,
+             help="write what was found there; without PATH, print it instead of the text"),
+)
+def explain(args):
+    from .doctor.command import explained
+
+    found = explained(args, lambda target, shape: _build(_load(target, "MODULE:FACTORY"), target, _shape(shape), "cpu"))
+    _folder_of(None if args.json == _PRINT else args.json, "--json")
+    return _show(args, found.text(every=args.all), found.to_dict())
 
 
 def main(argv=None):
@@ -290,10 +336,11 @@ def main(argv=None):
     except SystemExit as stop:  # argparse has printed its help or its complaint
         return stop.code
     try:
-        return args.function(args)
+        status = args.function(args)
     except MemextError as error:
         print(f"memext {args.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    return status() if callable(status) else status  # a program of the user's: its exceptions are its own
 
 
 def _shape(text):

@@ -47,8 +47,9 @@ def test_a_model_on_real_input(here, capsys):
     assert run("energy_net:build", "--sample", "energy_net:images", "--json", "out.json", "--table", "net.csv",
                "--png", "out.png", "--layers") == 0
     out = capsys.readouterr().out
-    for word in ("estimated, Table II", "estimated, Eq. 13", "SATA", "DRAM", "on-chip buffers", "LIF units", "total",
-                 "wrote out.json", "wrote out.png", "not counted by sata: 2 (pool)", "input rate"):
+    for word in ("estimated, Table II", "estimated, Eq. 13", "SATA", "SpikeSim", "DRAM", "on-chip buffers", "LIF units",
+                 "leakage of on-chip buffers", "converters of crossbars", "H-trees", "total", "LIF module: ",
+                 "wrote out.json", "wrote out.png", "not counted by sata: 2 (pool)", "input rate", "PE-cycles"):
         assert word in out, word
     import energy_net
 
@@ -60,6 +61,11 @@ def test_a_model_on_real_input(here, capsys):
     assert values["models"]["sata"]["total_nj"] == pytest.approx(found.sata.total_nj, rel=1e-12)
     assert values["models"]["table2"]["total_nj"] == found.estimate.table2_nj
     assert values["models"]["eq13"]["total_nj"] == found.estimate.eq13_nj
+    assert values["spikesim"]["total_nj"] == found.spikesim.total_nj
+    for model in values["models"].values():  # components add up to what the model says
+        assert sum(model["parts_nj"].values()) == pytest.approx(model["total_nj"], rel=1e-12)
+    assert values["models"]["spikesim"]["total_nj"] == pytest.approx(found.spikesim.total_nj, rel=1e-12)
+    assert values["models"]["sata"]["parts_nj"]["leakage"] == found.sata.sram_leakage_nj
     assert (here / "out.png").read_bytes().startswith(b"\x89PNG")
     assert run("net.csv", "--json") == 0  # the table stands for the model
     assert json.loads(capsys.readouterr().out)["sata"] == values["sata"]
@@ -71,6 +77,23 @@ def test_a_table_as_the_published_tool_counts(here, capsys):
     assert f"{values['total_nj']:.5f}" == "10494.17091" and values["compat"] == "sata-2023"
     assert run("tiny.csv", "--sparsity", "0.9", "--time-steps", "1", "--compat", "sata-2024", "--json") == 0
     assert f"{json.loads(capsys.readouterr().out)['sata']['dram_nj']:.5f}" == "4965.71306"
+
+
+def test_spikesim_as_the_published_tool_counts(here, capsys):
+    """Two convolutions of 16 and 32 channels: the number that its script prints; SATA beside it stays corrected."""
+    assert run("tiny.csv", "--sparsity", "0.9", "--compat", "spikesim", "--json") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert f"{values['spikesim']['total_nj'] * 1e3:.7f}" == "424184.9073664"
+    assert values["spikesim"]["latency_ns"] is None and values["sata"]["compat"] is None
+    assert run("tiny.csv", "--sparsity", "0.9", "--compat", "sata-2023,spikesim", "--layers") == 0
+    out = capsys.readouterr().out
+    assert "no latency, 0.6664 mm2, spikesim" in out and "tick-batch, sata-2023" in out
+    assert "not counted by spikesim: c (linear)" in out and "note by spikesim: no latency: the published tool" in out
+    assert run("tiny.csv", "--sparsity", "0.9", "--xbar-size", "32", "--compare", "same", "compat=spikesim",
+               "xbar_size=64") == 0
+    out = capsys.readouterr().out
+    assert "tiny.csv compat=spikesim xbar_size=64" in out and "SpikeSim, latency ns" in out
+    assert "SpikeSim, area um2" in out and "SpikeSim, LIF module um2" in out
 
 
 def test_two_runs(here, capsys):
@@ -103,6 +126,10 @@ def test_arrays_and_dataflows(here, capsys):
     (["tiny.csv", "--sparsity", "0.9", "--array", "0x8"], "rows is 0"),
     (["tiny.csv", "--sparsity", "0.9", "--dataflow", "wave"], "dataflow is 'wave'; allowed: tick-batch"),
     (["tiny.csv", "--sparsity", "0.9", "--compat", "sata"], "compat is 'sata'; allowed: sata-2023"),
+    (["tiny.csv", "--sparsity", "0.9", "--compat", "sata-2023,sata-2024"], "compat has both 'sata-2023' and"),
+    (["tiny.csv", "--sparsity", "0.9", "--device", "pcm"], "device is 'pcm'; allowed: rram, sram"),
+    (["tiny.csv", "--sparsity", "0.9", "--device", "sram"], "no energy is known for SRAM crossbars"),
+    (["tiny.csv", "--sparsity", "0.9", "--xbar-size", "60"], "xbar_size is 60"),
     (["tiny.csv", "--sparsity", "0.9", "--lif-units", "x"], "lif_units is 'x'"),
     (["tiny.csv", "--sparsity", "0.9", "--compare", "same", "units"], "'units' is no setting"),
     (["tiny.csv", "--sparsity", "0.9", "--compare", "same", "units=3"], "'units' is no setting; allowed: T, lif_units"),

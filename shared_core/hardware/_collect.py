@@ -1,59 +1,27 @@
-"""A LayerTable from a network: it is run once on real input, and what its modules take and give is noted.
+"""A LayerTable from a network: it is run once on real input, and what its modules take and give is noted (_watch.py).
 
-_Watch holds the hooks; matrix products outside of the known layers are seen by a dispatch mode and named.
+Here calls become rows: by the numbers of samples and time steps, which the run tells, and by who shares a membrane.
 """
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from .._memory_graph import tensors_in
 from .._plan_copy import reset_copy, unwrapped
 from ..errors import MemextError
-from ..temporal._hosts import Host, hosts
+from ..temporal._hosts import Host, imported
+from ._watch import Loose, NeuronCalls, Seen, Watch, is_of_no_framework, takes_sequences
 from .table import LayerTable
 
 __all__ = ["layer_table"]
 
-_CONVOLUTIONS = {nn.Conv1d: "conv", nn.Conv2d: "conv", nn.ConvTranspose1d: "transposed",
-                 nn.ConvTranspose2d: "transposed"}
-_PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "dot", "linear", "_scaled_dot_product_")
-_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-_POOLS = tuple(getattr(nn, f"{kind}Pool{n}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP")
-               for n in (1, 2, 3) if hasattr(nn, f"{kind}Pool{n}d"))
 LOOPS = ("outside", "inside")
-
-
-@dataclass
-class _Row:
-    """What was seen of a module at one input size; of all its calls and all samples together."""
-
-    name: str
-    module: nn.Module
-    shape: tuple[int, ...]  # of one sample's input: channels, height, width
-    kind: str
-    reason: str = ""
-    images: int = 0
-    values: int = 0
-    nonzero: int = 0
-    real: bool = False
-    neuron: str = ""
-
-
-@dataclass
-class _Neuron:
-    """Updates of a neuron behind one row (or behind none), of all samples and steps."""
-
-    name: str
-    row: _Row | None
-    updates: int = 0
-    calls: int = 0
 
 
 def layer_table(net: nn.Module, sample: Tensor, *, time: str | None = None, T: int | None = None,
@@ -62,13 +30,13 @@ def layer_table(net: nn.Module, sample: Tensor, *, time: str | None = None, T: i
     rates, zero weights, neurons and shared membranes.
 
     sample: a batch of real input. [T, N, ...] where the network takes a sequence, or is stepped by the caller; what the
-        network takes where it steps through time itself.
+        network takes where it steps through time itself, or shows images T times.
     time: "outside", the network is called once for each step of sample; "inside", it is called once. Default: inside,
         but for networks in step mode "s" and those whose neurons all have init_hidden=True.
-    T: time steps, where they cannot be seen (a layer's own number of calls says otherwise).
+    T: time steps; default: as often as most neurons are updated.
     run: instead of time: called as run(net, sample), runs the whole sequence.
     Returns: LayerTable. Layers that are no convolution, linear layer or neuron are rows of kind "pool" or "other", and
-        so is each place outside of a layer where matrices are multiplied (attention).
+        so is each place outside of a layer where matrices are multiplied (attention), or values pooled or normalised.
     Raises MemextError: no neuron in the network, a sample that it does not take, no layer ran.
     The network runs in evaluation mode, without gradients, from rest; its mode and states are then as they were.
     """
@@ -80,17 +48,18 @@ def layer_table(net: nn.Module, sample: Tensor, *, time: str | None = None, T: i
                           "least two dimensions is needed, real input with its batch")
     if time not in (None, *LOOPS):
         raise MemextError(f"layer_table: time is {time!r}; allowed: {', '.join(map(repr, LOOPS))} or None")
-    inner = unwrapped(net)
-    neurons = {module: (name or "net", host) for name, module in inner.named_modules() for host in hosts()
+    if T is not None and (isinstance(T, bool) or not isinstance(T, int) or T < 1):
+        raise MemextError(f"layer_table: T is {T!r}; allowed: whole numbers from 1 on, or None")
+    net = unwrapped(net)  # hooks of a compiled module's parts may not be called
+    frameworks = imported()
+    neurons = {module: (name or "net", host) for name, module in net.named_modules() for host in frameworks
                if host.framework.is_neuron(module)}
-    if not neurons:
-        raise MemextError(f"layer_table: {type(inner).__name__} holds no spiking neuron of a framework that is "
+    if not neurons and not any(is_of_no_framework(module) for module in net.modules()):
+        raise MemextError(f"layer_table: {type(net).__name__} holds no spiking neuron of a framework that is "
                           "imported; of a network without, write the rows by hand: LayerTable.from_rows")
-    multi_step = any(getattr(module, "step_mode", None) == "m" for module in neurons)
-    outside = _is_outside(neurons, multi_step, time) and run is None
-    batch = sample.shape[1] if (multi_step or outside) and sample.dim() > 1 else None
-    watch = _Watch(inner, neurons, batch)
-    with _as_it_was(inner, neurons), watch, torch.no_grad():
+    outside = run is None and _is_outside(neurons, time)
+    watch = Watch(net, neurons, *((sample.shape[1], len(sample)) if outside else (None, None)))
+    with _as_it_was(net, frameworks), watch, torch.no_grad():
         try:
             if run is not None:
                 run(net, sample)
@@ -105,23 +74,30 @@ def layer_table(net: nn.Module, sample: Tensor, *, time: str | None = None, T: i
             raise MemextError(f"layer_table: the network raised {type(error).__name__} on a sample of shape "
                               f"{tuple(sample.shape)}{', step by step' if outside else ''}: {error}") from error
         shared = _sharing(neurons, watch)
-    steps = T or (len(sample) if multi_step or outside else min((n.calls for n in watch.neurons.values()), default=0))
-    return _table(watch, steps, shared)
+    return _table(watch, T or watch.steps or _usual([n.calls for n in watch.neurons.values()]), shared)
 
 
-def _is_outside(neurons: dict, multi_step: bool, time: str | None) -> bool:
+def _usual(calls: list[int]) -> int:
+    """The time steps: how often most neurons were updated (one that several layers share is in the list for each)."""
+    return Counter(calls).most_common(1)[0][0] if calls else 1
+
+
+def _is_outside(neurons: dict[nn.Module, tuple[str, Host]], time: str | None) -> bool:
     if time is not None:
         return time == "outside"
-    return not multi_step and all(getattr(module, "init_hidden", True) for module in neurons)
+    return bool(neurons) and all(not takes_sequences(module) and getattr(module, "init_hidden", True)
+                                 for module in neurons)
 
 
 @contextlib.contextmanager
-def _as_it_was(net: nn.Module, neurons: dict[nn.Module, tuple[str, Host]]) -> Iterator[None]:
+def _as_it_was(net: nn.Module, frameworks: Sequence[Host]) -> Iterator[None]:
+    """Evaluation mode and states at rest inside; outside, modes, states and random numbers are what they were."""
     modes = {module: module.training for module in net.modules()}
-    kept = [(module, host, name, host.get(module, name)) for module, (_, host) in neurons.items()
+    kept = [(module, host, name, host.get(module, name)) for module in net.modules() for host in frameworks
             for name in host.states(module)]
+    gpus = {p.device for p in net.parameters() if p.device.type == "cuda"}
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=list(gpus)):
             net.eval()
             reset_copy(net)
             yield
@@ -133,131 +109,7 @@ def _as_it_was(net: nn.Module, neurons: dict[nn.Module, tuple[str, Host]]) -> It
             module.training = mode
 
 
-class _Watch(TorchDispatchMode):
-    """Hooks on every module while it is entered.  batch: samples; None: to be seen at the first neuron."""
-
-    def __init__(self, net: nn.Module, neurons: dict[nn.Module, tuple[str, Host]], batch: int | None):
-        super().__init__()
-        self.net, self.known, self.batch = net, neurons, batch
-        self.rows: dict[tuple, _Row] = {}
-        self.neurons: dict[tuple, _Neuron] = {}
-        self.loose: dict[str, int] = {}  # products outside of layers
-        self.sizes: dict[nn.Module, int] = {}  # neurons of one call, all samples
-        self._stack: list[tuple[str, bool]] = []
-        self._last: _Row | None = None
-        self._handles: list = []
-
-    def __enter__(self):
-        for name, module in self.net.named_modules():
-            kind, reason = _kind(module, module in self.known)
-            self._handles += [
-                module.register_forward_pre_hook(
-                    lambda m, args, name=name, kind=kind: self._stack.append((name, bool(kind)))),
-                module.register_forward_hook(
-                    lambda m, args, out, name=name, kind=kind, reason=reason: self._done(m, name, kind, reason, args,
-                                                                                         out), always_call=True)]
-        return super().__enter__()
-
-    def __exit__(self, *problem):
-        for handle in self._handles:
-            handle.remove()
-        return super().__exit__(*problem)
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        if (name in _PRODUCTS or name.startswith(_PRODUCTS[-1])) and not any(known for _, known in self._stack):
-            where = self._stack[-1][0] if self._stack else ""
-            key = f"{name} in {where or 'the model itself'}"
-            self.loose[key] = self.loose.get(key, 0) + 1
-        return function(*args, **(kwargs or {}))
-
-    def _done(self, module: nn.Module, name: str, kind: str, reason: str, args: tuple, out) -> None:
-        self._stack.pop()
-        if not kind or out is None or any(known for _, known in self._stack):
-            return  # a container, a call that raised, or a part of a layer
-        name = name or "net"
-        if kind == "neuron":
-            self._neuron(module, name, out)
-            return
-        x = next(iter(tensors_in(args)), None)
-        if x is None:
-            return
-        row = self._row(module, name, kind, reason, x)
-        if kind in ("pool", "other"):
-            return
-        row.images += self._images(module, x)
-        row.values += x.numel()
-        row.nonzero += int(torch.count_nonzero(x))
-        row.real = row.real or bool(((x != 0) & (x != 1)).any())
-        self._last = row
-
-    def _row(self, module: nn.Module, name: str, kind: str, reason: str, x: Tensor) -> _Row:
-        shape = tuple(x.shape)
-        if kind in ("conv", "transposed"):
-            dims = 2 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else 1
-            shape = (shape[-dims - 1], *(1,) * (2 - dims), *shape[-dims:])
-        elif kind == "linear":
-            shape = (module.in_features, x.numel() // module.in_features // self._images(module, x), 1)
-        else:
-            shape = ()
-        key = name, shape
-        if key not in self.rows:
-            again = sum(1 for other, _ in self.rows if other == name)
-            self.rows[key] = _Row(f"{name}#{again + 1}" if again else name, module, shape, kind, reason)
-        return self.rows[key]
-
-    def _images(self, module: nn.Module, x: Tensor) -> int:
-        """Evaluations in this call, over all samples."""
-        if isinstance(module, nn.Linear):
-            if getattr(module, "step_mode", None) == "m":
-                return x.shape[0] * x.shape[1]
-            batch = self.batch or x.shape[0]
-            if x.dim() > 2 and x.shape[1] == batch and x.shape[0] % batch:
-                return x.shape[0] * x.shape[1]  # a sequence, through a layer that does not mind
-            return x.shape[0] if x.dim() > 1 else 1
-        dims = 2 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else 1
-        return math.prod(x.shape[:-dims - 1])
-
-    def _neuron(self, module: nn.Module, name: str, out) -> None:
-        spikes = next(iter(tensors_in(out)))
-        in_sequence = getattr(module, "step_mode", None) == "m"
-        if self.batch is None:
-            self.batch = spikes.shape[0]
-        row = self._last
-        if row is not None and row.neuron not in ("", name):
-            row = None  # there is one behind it already: a row of its own
-        if row is not None:
-            row.neuron = name
-        key = name, row.name if row is not None else ""
-        if key not in self.neurons:
-            self.neurons[key] = _Neuron(name, row)
-            if row is None:
-                self.rows[name, ("neuron",)] = _Row(name, module, (), "neuron")
-        found = self.neurons[key]
-        found.updates += spikes.numel()
-        found.calls += len(spikes) if in_sequence else 1
-        self.sizes[module] = spikes.numel() // (len(spikes) if in_sequence else 1)
-
-
-def _kind(module: nn.Module, neuron: bool) -> tuple[str, str]:
-    """("", "") for a container, or a module that computes nothing by itself."""
-    if neuron:
-        return "neuron", ""
-    for cls, kind in _CONVOLUTIONS.items():
-        if isinstance(module, cls):
-            return kind, ""
-    if isinstance(module, nn.Linear):
-        return "linear", ""
-    if isinstance(module, _POOLS):
-        return "pool", ""
-    if isinstance(module, _NORMS):
-        return "other", "normalisation; for inference it is folded into the layer before it"
-    if next(module.children(), None) is None and next(module.parameters(recurse=False), None) is not None:
-        return "other", f"a {type(module).__name__} is no convolution and no linear layer"
-    return "", ""
-
-
-def _sharing(neurons: dict[nn.Module, tuple[str, Host]], watch: _Watch) -> dict[str, tuple[int, str]]:
+def _sharing(neurons: dict[nn.Module, tuple[str, Host]], watch: Watch) -> dict[str, tuple[int, str]]:
     """Per neuron: groups of channels that share a membrane, and a name for the membrane where several neurons do."""
     groups: dict[str, int] = {}
     holders: dict[int, list[str]] = {}
@@ -266,58 +118,137 @@ def _sharing(neurons: dict[nn.Module, tuple[str, Host]], watch: _Watch) -> dict[
         if state is not None and state.numel() and module in watch.sizes:
             groups[name] = max(1, watch.sizes[module] // state.numel())
             holders.setdefault(id(state), []).append(name)
-    shared = {name: f"shared{number}" for number, names in enumerate(names for names in holders.values()
-                                                                    if len(names) > 1) for name in names}
-    for name in {n.name for n in watch.neurons.values()}:
-        if sum(1 for n in watch.neurons.values() if n.name == name) > 1:
+    joined = [set(names) for names in holders.values()]
+    joined += [{name, giver} for name, giver in watch.handed.items()]  # states that the caller keeps
+    shared = {name: f"shared{number}" for number, names in enumerate(_merged(joined)) for name in names}
+    places: dict[str, set[str | None]] = {}
+    for n in watch.neurons.values():
+        places.setdefault(n.name, set()).add(None if n.behind is None else n.behind.name)
+    for name, layers in places.items():
+        if len(layers) > 1:
             shared.setdefault(name, f"of {name}")  # one neuron behind several layers
-    return {name: (groups.get(name, getattr(module, "_groups", 1)), shared.get(name, ""))  # states may be the caller's
+    return {name: (groups.get(name, getattr(module, "_groups", 1)), shared.get(name, ""))
             for module, (name, _) in neurons.items()}
 
 
-def _table(watch: _Watch, steps: int, shared: dict[str, tuple[int, str]]) -> LayerTable:
-    if not any(row.kind in ("conv", "transposed", "linear") for row in watch.rows.values()):
+def _merged(sets: list[set[str]]) -> list[set[str]]:
+    """Sets that have a member in common, as one; those of one member are left out."""
+    found: list[set[str]] = []
+    for one in sets:
+        for other in [other for other in found if other & one]:
+            found.remove(other)
+            one = one | other
+        found.append(one)
+    return [one for one in found if len(one) > 1]
+
+
+class _Size(NamedTuple):
+    """Of one sample's input: channels, height, width.  images: evaluations of all samples in one call."""
+
+    channels: int
+    height: int
+    width: int
+    images: int
+
+
+def _table(watch: Watch, steps: int, shared: dict[str, tuple[int, str]]) -> LayerTable:
+    if not any(seen.kind in ("conv", "transposed", "linear") for seen in watch.seen.values()):
         raise MemextError("layer_table: no convolution or linear layer of the network ran on the sample")
-    behind = {n.row.name: n for n in watch.neurons.values() if n.row is not None}
-    rows, notes = [], []
-    for row in watch.rows.values():
-        if row.kind == "neuron":
-            found = next(n for n in watch.neurons.values() if n.row is None and n.name == row.name)
-            rows.append(dict(name=row.name, kind="neuron", **_neurons(found, watch.batch, steps, shared)))
-            continue
-        if row.kind in ("pool", "other"):
-            rows.append(dict(name=row.name, kind=row.kind, neurons=0, reason=row.reason))
-            continue
-        after = behind.get(row.name)
-        found = {"neurons": 0} if after is None else _neurons(after, watch.batch, steps, shared)
-        weight = row.module.weight
-        rows.append(dict(name=row.name, kind=row.kind, evaluations=max(1, row.images // watch.batch),
-                         input_rate=row.nonzero / row.values, real_input=row.real,
-                         weight_sparsity=1 - int(torch.count_nonzero(weight)) / weight.numel(), **_shape(row, notes),
-                         **found))
-    for place, times in watch.loose.items():
-        rows.append(dict(name=place, kind="other", neurons=0,
-                         reason=f"{times} matrix product{'s' * (times > 1)} outside of convolutions and linear layers"))
+    batch = watch.batch or 1
+    rows: list[dict] = []
+    notes: list[str] = []
+    sizes: dict[str, int] = {}  # a layer may have inputs of several
+    for calls in _same_size(watch, batch, steps):
+        first = calls[0][0]
+        sizes[first.name] = sizes.get(first.name, 0) + 1
+        name = first.name if sizes[first.name] == 1 else f"{first.name}#{sizes[first.name]}"
+        behind = [n for n in watch.neurons.values() if any(n.behind is seen for seen, _ in calls)]
+        if first.kind == "neuron":
+            behind = [n for n in watch.neurons.values() if n.behind is None and n.name == first.name]
+            rows.append(dict(name=name, kind="neuron", **_neurons(behind, batch, steps, shared)))
+        elif first.kind in ("pool", "other"):
+            rows.append(dict(name=name, kind=first.kind, neurons=0, reason=_reason(calls, batch)))
+        else:
+            rows.append(dict(name=name, kind=first.kind, **_rates(calls, batch), **_shape(first, calls[0][1], notes),
+                             **_neurons(behind, batch, steps, shared)))
+    rows += [dict(name=place, kind=loose.kind, neurons=0, reason=_reason_of_loose(loose, batch))
+             for place, loose in watch.loose.items()]
     return LayerTable.from_rows(rows, max(1, steps), notes)
 
 
-def _neurons(n: _Neuron, batch: int, steps: int, shared: dict[str, tuple[int, str]]) -> dict:
-    groups, membrane = shared[n.name]
-    return dict(neurons=n.updates // batch // max(1, steps), groups_sharing=groups, membrane=membrane)
+def _same_size(watch: Watch, batch: int, steps: int) -> list[list[tuple[Seen, _Size]]]:
+    """Calls of a layer with inputs of one size, whether they came step by step or as a sequence, are one row."""
+    found: dict[tuple, list[tuple[Seen, _Size]]] = {}
+    for seen in watch.seen.values():
+        size = _size(seen, batch, steps)
+        key = (seen.name, "neuron") if seen.kind == "neuron" else (seen.name, *size[:3])
+        found.setdefault(key, []).append((seen, size))
+    return list(found.values())
 
 
-def _shape(row: _Row, notes: list[str]) -> dict:
-    channels, height, width = row.shape
-    m = row.module
-    if row.kind == "linear":
+def _size(seen: Seen, batch: int, steps: int) -> _Size:
+    shape, module = seen.shape, seen.module
+    if seen.kind in ("conv", "transposed"):
+        dims = 2 if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) else 1
+        size = (*(1,) * (2 - dims), *shape[-dims:])
+        return _Size(shape[-dims - 1], *size, math.prod(shape[:-dims - 1]))
+    if seen.kind == "linear":
+        images = shape[0] if len(shape) > 1 else 1
+        sequence = getattr(module, "step_mode", None) == "m" or shape[:2] == (steps, batch) or shape[0] % batch
+        if len(shape) > 2 and sequence and shape[1] == batch:
+            images *= batch
+        return _Size(shape[-1], math.prod(shape[:-1]) // images, 1, images)
+    return _Size(0, 0, 0, 0)
+
+
+def _rates(calls: list[tuple[Seen, _Size]], batch: int) -> dict:
+    weight = calls[0][0].module.weight
+    return dict(evaluations=max(1, sum(size.images * seen.calls for seen, size in calls) // batch),
+                input_rate=sum(seen.nonzero for seen, _ in calls) / sum(seen.values for seen, _ in calls),
+                real_input=any(seen.real for seen, _ in calls),
+                weight_sparsity=1 - int(torch.count_nonzero(weight)) / weight.numel())
+
+
+def _neurons(found: list[NeuronCalls], batch: int, steps: int, shared: dict[str, tuple[int, str]]) -> dict:
+    """found: one neuron, in several lines where its inputs came both step by step and as a sequence."""
+    if not found:
+        return {"neurons": 0}
+    calls, first = sum(n.calls for n in found), found[0]
+    groups, membrane = shared.get(first.name, (1, ""))
+    return dict(neurons=sum(n.updates for n in found) // calls // batch, stateless=first.stateless,
+                neuron_runs=None if calls == steps else calls, groups_sharing=groups, membrane=membrane)
+
+
+def _reason(calls: list[tuple[Seen, _Size]], batch: int) -> str:
+    first = calls[0][0]
+    if first.kind != "pool":
+        return first.reason
+    count = sum(seen.values for seen, _ in calls)  # a window of k * k takes that many inputs for each output
+    size = getattr(first.module, "kernel_size", None)
+    if size is not None:
+        sides = size if isinstance(size, tuple) else (size,) * int(type(first.module).__name__[-2])
+        count = sum(seen.outputs for seen, _ in calls) * math.prod(sides)
+    return f"{count // batch} {first.reason} for a sample"
+
+
+def _reason_of_loose(loose: Loose, batch: int) -> str:
+    calls = f"{loose.times} {loose.what}{'s' * (loose.times > 1 and loose.what == 'matrix product')}"
+    macs = f", {loose.macs // batch} multiply-adds for a sample" if loose.macs else ""
+    return f"{calls} outside of convolutions and linear layers{macs}"
+
+
+def _shape(seen: Seen, size: _Size, notes: list[str]) -> dict:
+    channels, height, width, _ = size
+    m = seen.module
+    if seen.kind == "linear":
         return dict(in_channels=channels, out_channels=m.out_features, height=height, width=width)
     padding, extra = _padding(m)
     if any(extra):
-        notes.append(f"{row.name}: an even kernel with padding='same' pads one side more; that row is counted as input")
+        notes.append(f"{seen.name}: an even kernel with padding='same' pads one side more, which is counted as input")
     found = dict(in_channels=channels, out_channels=m.out_channels, height=height + extra[0], width=width + extra[1],
                  kernel=_two(m.kernel_size, 1), stride=_two(m.stride, 1), padding=padding,
                  dilation=_two(m.dilation, 1), groups=m.groups)
-    if row.kind == "transposed":
+    if seen.kind == "transposed":
         found["output_padding"] = _two(m.output_padding, 0)
     return found
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from ..errors import MemextError
 
-__all__ = ["COUNTED", "KINDS", "Layer", "Product", "layer_of"]
+__all__ = ["COUNTED", "KINDS", "Layer", "Product", "layer_of", "needed"]
 
 COUNTED = ("conv", "transposed", "linear")
 KINDS = (*COUNTED, "pool", "neuron", "other")
@@ -42,7 +42,8 @@ class Layer:
     input_rate: share of input values that are not 0, from 0 to 1; None: not known.
     real_input: the input holds other values than 0 and 1; None: not known.
     weight_sparsity: share of weights that are 0.
-    neurons: neurons that take this layer's output, in a time step; None: every output is one.
+    neurons: neurons that take this layer's output; None: every output is one.  neuron_runs: how often they are updated
+        for one sample; None: once per time step.  stateless: they keep nothing between time steps (T-RevSNN's).
     groups_sharing: groups of channels that share a membrane (EfficientLIF-Net's C#n).
     membrane: layers with the same name here share a membrane; "": the layer has its own.
     reason: why a layer of kind "other" cannot be counted.
@@ -65,6 +66,8 @@ class Layer:
     real_input: bool | None = None
     weight_sparsity: float = 0.0
     neurons: int | None = None
+    neuron_runs: int | None = None
+    stateless: bool = False
     groups_sharing: int = 1
     membrane: str = ""
     reason: str = field(default="", compare=False)
@@ -112,22 +115,36 @@ class Layer:
 
     @property
     def spiking(self) -> int:
-        """Neurons behind the layer: updates in a time step."""
+        """Neurons behind the layer."""
         return self.neurons if self.neurons is not None else (self.outputs if self.counted else 0)
 
     @property
     def membranes(self) -> int:
         """Membranes of one sample, where no other layer shares them."""
-        return self.spiking // self.groups_sharing
+        return 0 if self.stateless else self.spiking // self.groups_sharing
 
     def runs(self, time_steps: int, table_steps: int | None = None) -> int:
         """Evaluations for one sample in `time_steps` steps, of a layer that was counted in `table_steps`: a layer that
         ran once for all steps still does, and one that ran k times a step does so."""
-        if self.evaluations is None:
-            return time_steps
-        if table_steps in (None, time_steps) or self.evaluations < table_steps:
-            return self.evaluations
-        return self.evaluations * time_steps // table_steps
+        return _times(self.evaluations, time_steps, table_steps)
+
+    def updates(self, time_steps: int, table_steps: int | None = None) -> int:
+        """How often each neuron behind the layer is updated, likewise."""
+        return _times(self.neuron_runs, time_steps, table_steps)
+
+
+def _times(counted: int | None, time_steps: int, table_steps: int | None) -> int:
+    if counted is None:
+        return time_steps
+    if table_steps in (None, time_steps) or counted < table_steps:
+        return counted
+    return counted * time_steps // table_steps
+
+
+def needed(kind: str) -> tuple[str, ...]:
+    """What a row of this kind has to say."""
+    channels = ("in_channels", "out_channels") if kind in COUNTED else ()
+    return (("height", "width", "kernel") if kind in ("conv", "transposed") else ()) + channels
 
 
 def layer_of(row: Mapping[str, object], number: int) -> Layer:
@@ -148,8 +165,7 @@ def layer_of(row: Mapping[str, object], number: int) -> Layer:
     kind = values.setdefault("kind", "conv")
     if kind not in KINDS:
         raise MemextError(f"{where} is of kind {kind!r}; allowed: {', '.join(KINDS)}")
-    needed = {"conv": ("height", "width", "kernel"), "transposed": ("height", "width", "kernel")}.get(kind, ())
-    for key in (*needed, *(("in_channels", "out_channels") if kind in COUNTED else ())):
+    for key in needed(kind):
         if values.get(key) is None:
             raise MemextError(f"{where} ({values['name']}) has no {key!r}; a row of kind {kind!r} needs it")
     for key in _PAIRS:
@@ -171,10 +187,10 @@ def _check(where: str, layer: Layer) -> None:
     where = f"{where} ({layer.name})"
     least = {"padding": 0, "output_padding": 0, "neurons": 0}
     for key in ("height", "width", "in_channels", "out_channels", "groups", "groups_sharing", "evaluations", "neurons",
-                *_PAIRS):
+                "neuron_runs", *_PAIRS):
         value = getattr(layer, key)
         for one in value if key in _PAIRS else (value,):
-            if one is None and key in ("evaluations", "neurons"):
+            if one is None and key in ("evaluations", "neurons", "neuron_runs"):
                 continue
             if isinstance(one, bool) or not isinstance(one, int) or one < least.get(key, 1):
                 raise MemextError(f"{where}: {key} is {value!r}; allowed: whole numbers from {least.get(key, 1)} on")
@@ -184,6 +200,8 @@ def _check(where: str, layer: Layer) -> None:
             raise MemextError(f"{where}: {key} is {value!r}; allowed: from 0 to 1")
     if layer.real_input not in (None, True, False):
         raise MemextError(f"{where}: real_input is {layer.real_input!r}; allowed: True, False or None (not known)")
+    if not isinstance(layer.stateless, bool):
+        raise MemextError(f"{where}: stateless is {layer.stateless!r}; allowed: True or False")
     if layer.counted and (layer.in_channels % layer.groups or layer.out_channels % layer.groups):
         raise MemextError(f"{where}: {layer.in_channels} input and {layer.out_channels} output channels cannot be "
                           f"divided into {layer.groups} groups")

@@ -81,20 +81,22 @@ class _Shape(NamedTuple):
     inputs: Window
     macs: int  # of one evaluation
     outputs: int  # written in one evaluation
-    neurons: int  # updated in a time step
+    neurons: int
+    updates: int  # of each neuron
 
 
 def count(layer: Layer, rate: float, last_of_membrane: bool, run: Run) -> Counts:
     """rate: share of accumulations carried out.  last_of_membrane: no later layer of the table shares this one's."""
     rules = run.rules
     membranes = 0
+    updates = layer.updates(run.time_steps, run.table_steps)
     if run.dataflow != TICK_BATCH and last_of_membrane:
-        membranes = 2 * layer.membranes * run.time_steps
+        membranes = 2 * layer.membranes * updates
     if layer.kind == "neuron":  # an addition, for example, comes before it
-        return Counts(0, 0, 0.0, layer.spiking * run.time_steps, Accesses(dram_membranes=membranes))
-    shape = _published(layer) if rules.padding_assumed else _own(layer)
+        return Counts(0, 0, 0.0, layer.spiking * updates, Accesses(dram_membranes=membranes))
+    shape = (_published(layer) if rules.padding_assumed else _own(layer))._replace(updates=run.time_steps)
     if not rules.neurons_everywhere:
-        shape = shape._replace(neurons=layer.spiking)
+        shape = shape._replace(neurons=layer.spiking, updates=updates)
     if rules.linear_as_3x3 and layer.kind == "linear":  # a 1x1 map with a padding of 1 is 3x3
         shape = shape._replace(macs=9 * shape.macs, neurons=9 * shape.neurons)
     runs = layer.runs(run.time_steps, run.table_steps)
@@ -103,7 +105,7 @@ def count(layer: Layer, rate: float, last_of_membrane: bool, run: Run) -> Counts
     outside = runs if run.dataflow != TICK_BATCH else 1
     moved = _moved(shape, column_tiles, runs, outside, run)
     macs = shape.macs * runs * rate
-    return Counts(cycles + lif_cycles, lif_cycles, macs, shape.neurons * run.time_steps,
+    return Counts(cycles + lif_cycles, lif_cycles, macs, shape.neurons * shape.updates,
                   Accesses(**moved, dram_membranes=membranes, spad=macs))
 
 
@@ -116,7 +118,7 @@ def _own(layer: Layer) -> _Shape:
     else:  # every input position is a pixel
         size = (layer.height, layer.width)
         inputs = Window(size, size, (1, 1), (1, 1), (0, 0), (1, 1), channels, groups)
-    return _Shape(pixels, window, filters, groups, inputs, layer.macs, layer.outputs, layer.outputs)
+    return _Shape(pixels, window, filters, groups, inputs, layer.macs, layer.outputs, layer.outputs, 0)
 
 
 def _published(layer: Layer) -> _Shape:
@@ -132,7 +134,7 @@ def _published(layer: Layer) -> _Shape:
         (n + 2 - k) // s + 1 for n, k, s in zip(size, layer.kernel, layer.stride))
     pixels, filters = math.prod(output), layer.out_channels
     return _Shape(pixels, window, filters, 1, inputs, operations * window * filters, pixels * filters,
-                  operations * filters)
+                  operations * filters, 0)
 
 
 def _cycles(shape: _Shape, column_tiles: int, runs: int, run: Run) -> tuple[int, int]:
@@ -145,10 +147,10 @@ def _cycles(shape: _Shape, column_tiles: int, runs: int, run: Run) -> tuple[int,
         cycles = window_tiles * column_tiles * loaded * runs
     else:
         cycles = (still - 1 - idle) * runs
-    if run.dataflow == TICK_BATCH:
+    if run.dataflow == TICK_BATCH and run.rules.merged_runs:
         cycles += (window_tiles * column_tiles - 1) * loaded + rows - 1 - max(0, rows - shape.window)
     shared = math.ceil(run.array.elements / run.lif_units)  # neurons that wait for one unit
-    stages = row_tiles * column_tiles * run.time_steps if shape.neurons else 0
+    stages = row_tiles * column_tiles * shape.updates if shape.neurons else 0
     return cycles, (shared - 1) * stages
 
 

@@ -4,19 +4,21 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ._sata_counts import Accesses, Run
-from ._sata_units import Group, Memory
+from ._sata_rules import Rules
+from ._sata_units import Array, Group, Memory, register_leakage_mw
 
-__all__ = ["Energy", "energy"]
+__all__ = ["Energy", "buffer_leakage_nj", "energy"]
 
 
 class Energy(NamedTuple):
-    """In nJ. compute is the sum of spike_mac, lif and spad."""
+    """In nJ. compute is the sum of spike_mac, lif and spad; leakage is a part of sram."""
 
     spike_mac: float
     lif: float
     spad: float
     dram: float
     sram: float
+    leakage: float
 
     @property
     def compute(self) -> float:
@@ -33,7 +35,21 @@ def energy(cycles: int, macs: float, updates: float, moved: Accesses, real_input
     ns, units = cycles * run.array.cycle_ns, run.array.elements
     parts = {"spike_mac": (macs, units), "lif": (updates, run.lif_units), "spad": (macs, units)}
     found = {name: _logic(groups[name], operations, ns, count, run) for name, (operations, count) in parts.items()}
-    return Energy(**found, dram=_dram(moved, real_input, run), sram=_sram(moved, real_input, ns, run))
+    leakage = buffer_leakage_nj(ns, run.array, run.rules)
+    return Energy(**found, dram=_dram(moved, real_input, run), sram=_sram(moved, real_input, run) + leakage,
+                  leakage=leakage)
+
+
+def buffer_leakage_nj(ns: float, array: Array, rules: Rules) -> float:
+    """Of the three buffers on the chip, in so many ns."""
+    power = 0.0
+    for memory in (array.weights, array.ifmap, array.ofmap):
+        if rules.cacti_leakage or not memory.size_bits:
+            bank = memory.leakage_mw
+        else:
+            bank = register_leakage_mw(memory.size_bits) / memory.banks
+        power += bank * (1 if rules.one_bank_leaks else memory.banks)
+    return power * ns * 1e-3
 
 
 def _logic(group: Group, operations: float, ns: float, units: int, run: Run) -> float:
@@ -63,12 +79,10 @@ def _dram(moved: Accesses, real_input: bool, run: Run) -> float:
             + moved.dram_membranes * _element((dram.read_nj + write) / 2, array.membrane_bits, dram, run))
 
 
-def _sram(moved: Accesses, real_input: bool, ns: float, run: Run) -> float:
+def _sram(moved: Accesses, real_input: bool, run: Run) -> float:
     array, rules = run.array, run.rules
-    buffers = (array.weights, array.ifmap, array.ofmap)
-    leakage = sum(m.leakage_mw * (1 if rules.one_bank_leaks else m.banks) for m in buffers) * ns * 1e-3
     sums = (array.ofmap.read_nj + array.ofmap.write_nj) / 2
     return (moved.sram_inputs * _element(array.ifmap.read_nj, _input_bits(real_input, run), array.ifmap, run)
             + moved.sram_weights * _element(array.weights.read_nj, array.weight_bits, array.weights, run)
             + moved.sram_outputs * _element(array.ofmap.write_nj, rules.spike_bits, array.ofmap, run)
-            + moved.sram_sums * _element(sums, array.psum_bits, array.ofmap, run) + leakage)
+            + moved.sram_sums * _element(sums, array.psum_bits, array.ofmap, run))

@@ -19,6 +19,10 @@ class Rules:
     spike_bits: of one input or output activation in memory.
     block_per_element: each element that moves costs the energy of a whole memory block.
     one_bank_leaks: of the buffers' two banks.
+    cacti_leakage: a bit of the buffers leaks 42 to 48 nW, as CACTI has it, and one of the logic's registers 2.5.
+        Corrected, it leaks like the latter; a register bit has four times the transistors.
+    merged_runs: cycles of tick-batch are those of two simulated runs added up, an output-stationary one for each time
+        step and a weight-stationary one up to its last weight; corrected, weights come while pixels stream.
     dram_write_as_read: a DRAM write costs what a read does.
     ungated: AND gate, adder, comparator, subtractor and two register files burn every cycle in every PE, used or not.
     tile_artefacts: tile sizes are added to the counts of outputs written.
@@ -34,6 +38,8 @@ class Rules:
     spike_bits: int
     block_per_element: bool
     one_bank_leaks: bool
+    cacti_leakage: bool
+    merged_runs: bool
     dram_write_as_read: bool
     ungated: bool
     tile_artefacts: bool
@@ -45,15 +51,15 @@ class Rules:
     rounded: bool
 
 
-_PUBLISHED = dict(padding_assumed=True, block_per_element=True, one_bank_leaks=True, dram_write_as_read=True,
-                  ungated=True, tile_artefacts=True, input_steps=False, output_dram_steps=False, real_input_bits=False,
-                  neurons_everywhere=True, rounded=True)
+_PUBLISHED = dict(padding_assumed=True, block_per_element=True, one_bank_leaks=True, cacti_leakage=True,
+                  merged_runs=True, dram_write_as_read=True, ungated=True, tile_artefacts=True, input_steps=False,
+                  output_dram_steps=False, real_input_bits=False, neurons_everywhere=True, rounded=True)
 SATA_2023 = Rules(**_PUBLISHED, linear_as_3x3=True, spike_bits=8, output_steps=False)
 SATA_2024 = Rules(**_PUBLISHED, linear_as_3x3=False, spike_bits=1, output_steps=True)
 CORRECTED = Rules(padding_assumed=False, linear_as_3x3=False, spike_bits=1, block_per_element=False,
-                  one_bank_leaks=False, dram_write_as_read=False, ungated=False, tile_artefacts=False, input_steps=True,
-                  output_steps=True, output_dram_steps=True, real_input_bits=True, neurons_everywhere=False,
-                  rounded=False)
+                  one_bank_leaks=False, cacti_leakage=False, merged_runs=False, dram_write_as_read=False, ungated=False,
+                  tile_artefacts=False, input_steps=True, output_steps=True, output_dram_steps=True,
+                  real_input_bits=True, neurons_everywhere=False, rounded=False)
 COMPAT = {"sata-2023": SATA_2023, "sata-2024": SATA_2024}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import MemextError
 
-__all__ = ["GROUPS", "Array", "Group", "Memory", "array_area", "groups_of"]
+__all__ = ["GROUPS", "Array", "Group", "Memory", "array_area", "groups_of", "register_leakage_mw"]
 
 # width in bits: (area um^2, dynamic mW, leakage uW)
 REGISTER = {2: (9.24, .00319, .00542), 4: (17.47, .00637, .0102), 8: (34.27, .01249, .0201), 16: (68.04, .02511, .0402),
@@ -58,13 +58,18 @@ def groups_of(rounded: bool) -> dict[str, Group]:
 
 @dataclass(frozen=True)
 class Memory:
-    """Energy per access of a whole block, in nJ; leakage of one bank, in mW; block_bits: what an access delivers."""
+    """Energy per access of a whole block, in nJ; leakage of one bank, in mW; block_bits: what an access delivers.
+
+    size_bits: the capacity; where it is given, the corrected form takes leakage from it (register_leakage_mw) and not
+    from leakage_mw.
+    """
 
     read_nj: float
     write_nj: float
     leakage_mw: float
     banks: int
     block_bits: int
+    size_bits: int = 0
 
 
 @dataclass(frozen=True)
@@ -78,9 +83,9 @@ class Array:
     rows: int = 16
     columns: int = 8
     clock_mhz: float = 400.0
-    weights: Memory = Memory(0.0286315, 0.0282197, 24.9086, 2, 256)  # 144 KB
-    ifmap: Memory = Memory(0.0110295, 0.012772, 6.25862, 2, 256)  # 32 KB
-    ofmap: Memory = Memory(0.0110295, 0.012772, 6.25862, 2, 256)  # 32 KB
+    weights: Memory = Memory(0.0286315, 0.0282197, 24.9086, 2, 256, 8 * 147456)  # 144 KB
+    ifmap: Memory = Memory(0.0110295, 0.012772, 6.25862, 2, 256, 8 * 32768)
+    ofmap: Memory = Memory(0.0110295, 0.012772, 6.25862, 2, 256, 8 * 32768)
     dram: Memory = Memory(0.468762, 0.468771, 0.0, 16, 1024)  # 512 MiB, 32 nm; its leakage is not counted
     buffer_elements: int = 16350
     weight_buffer_bytes: int = 147456
@@ -104,6 +109,11 @@ class Array:
     @property
     def cycle_ns(self) -> float:
         return 1e3 / self.clock_mhz
+
+
+def register_leakage_mw(bits: int) -> float:
+    """Of so many bits, if each leaks like one of an 8-bit register of the logic: 2.5 nW."""
+    return bits / 8 * REGISTER[8][2] * 1e-3
 
 
 def array_area(array: Array, lif_units: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from ..errors import MemextError
 from ._rates import steps_of
-from ._sata_rules import COMPAT, CORRECTED, Rules
+from ._sata_rules import COMPAT
 from ._sata_units import Array
 from .sata import sata
 from .table import LayerTable
@@ -55,23 +55,18 @@ def movement(table: LayerTable, *, T: int | None = None, basis: str = "corrected
     if basis == "corrected":
         tick = sata(table, T=steps, sparsity=_DENSE, array=array)
         standard = sata(table, T=steps, sparsity=_DENSE, array=array, dataflow="output-stationary")
-        pairs = [(r.dram_nj + r.sram_nj, _leakage(r.latency_ns, array, CORRECTED)) for r in (standard, tick)]
+        pairs = [(r.dram_nj + r.sram_nj, r.sram_leakage_nj) for r in (standard, tick)]
     elif basis in COMPAT:
         tick = sata(table, T=steps, sparsity=_DENSE, array=array, compat=basis)
         once = sata(table, T=1, sparsity=_DENSE, array=array, compat=basis)
-        leak = _leakage(tick.latency_ns, array, COMPAT[basis])
-        moved = once.dram_nj + once.sram_nj - _leakage(once.latency_ns, array, COMPAT[basis])
+        leak = tick.sram_leakage_nj
+        moved = once.dram_nj + once.sram_nj - once.sram_leakage_nj
         pairs = [(steps * moved + leak, leak), (tick.dram_nj + tick.sram_nj, leak)]
     else:
         raise MemextError(f"movement: basis is {basis!r}; allowed: 'corrected', {', '.join(map(repr, COMPAT))}")
     (standard_nj, standard_leak), (tick_nj, tick_leak) = pairs
     return Movement(steps, standard_nj, tick_nj, 1 - tick_nj / standard_nj,
                     1 - (tick_nj - tick_leak) / (standard_nj - standard_leak), basis)
-
-
-def _leakage(ns: float, array: Array, rules: Rules) -> float:
-    buffers = (array.weights, array.ifmap, array.ofmap)
-    return sum(m.leakage_mw * (1 if rules.one_bank_leaks else m.banks) for m in buffers) * ns * 1e-3
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,32 @@
 """The models side by side: a row for each component, a column for each model. As text, JSON, and stacked bars (PNG).
 
-A new model is a line in _RUNS and one in _MODELS: how it is run, and how it splits its energy into components.
+A new model is a line in _RUNS and one in _MODELS: how it is run and with which options, and how it splits its energy
+into components.
 """
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import MemextError
 from ..report import text_table
+from ._sata_rules import COMPAT
+from ._spikesim_rules import COMPAT_SPIKESIM
 from .estimate import Estimate, estimate
 from .sata import SataResult, sata
+from .spikesim import SpikeSimResult, spikesim
 from .table import LayerTable
 
-__all__ = ["COMPONENTS", "Costs", "compare", "costs"]
+__all__ = ["COMPONENTS", "TOOLS", "Costs", "compare", "costs"]
 
 COMPONENTS = {"synaptic": "synaptic operations", "lif": "LIF units", "spad": "registers of the array",
-              "sram": "on-chip buffers", "dram": "DRAM"}
-_COLORS = {"synaptic": "tab:blue", "lif": "tab:orange", "spad": "tab:green", "sram": "tab:red", "dram": "tab:purple"}
+              "converter": "converters of crossbars", "interconnect": "H-trees", "sram": "on-chip buffers",
+              "leakage": "leakage of on-chip buffers", "dram": "DRAM"}
+_COLORS = {"synaptic": "tab:blue", "lif": "tab:orange", "spad": "tab:green", "converter": "tab:cyan",
+           "interconnect": "tab:olive", "sram": "tab:red", "leakage": "tab:pink", "dram": "tab:purple"}
 
 
 class _Model(NamedTuple):
@@ -29,30 +35,46 @@ class _Model(NamedTuple):
     parts: Callable[[object], dict[str, float]]  # its result -> nJ per component
 
 
+class _Run(NamedTuple):
+    """options: of costs() that the model takes beside T.  tools: published ones that its compat takes."""
+
+    call: Callable
+    options: tuple[str, ...]
+    tools: tuple[str, ...] = ()
+
+
 def _sata_parts(found: SataResult) -> dict[str, float]:
-    return dict(synaptic=found.spike_mac_nj, lif=found.lif_nj, spad=found.spad_nj, sram=found.sram_nj,
-                dram=found.dram_nj)
+    return dict(synaptic=found.spike_mac_nj, lif=found.lif_nj, spad=found.spad_nj,
+                sram=found.sram_nj - found.sram_leakage_nj, leakage=found.sram_leakage_nj, dram=found.dram_nj)
 
 
-# Called with a table and what costs() was given.
+def _spikesim_parts(found: SpikeSimResult) -> dict[str, float]:
+    return dict(synaptic=found.crossbar_nj, lif=found.lif_nj, converter=found.converter_nj,
+                interconnect=found.interconnect_nj, sram=found.buffer_nj)
+
+
 _RUNS = {
-    "estimate": lambda table, T, sparsity, **options: estimate(table, T=T, sparsity=sparsity),
-    "sata": lambda table, **options: sata(table, **options),
+    "estimate": _Run(estimate, ("sparsity",)),
+    "sata": _Run(sata, ("sparsity", "dataflow", "lif_units", "array", "rules"), tuple(COMPAT)),
+    "spikesim": _Run(spikesim, ("xbar_size", "device", "pes_per_tile", "clock_mhz", "crossbar_pj"),
+                     tuple(COMPAT_SPIKESIM)),
 }
 _MODELS = {
     "table2": _Model("estimated, Table II", "estimate", lambda found: dict(synaptic=found.table2_nj)),
     "eq13": _Model("estimated, Eq. 13", "estimate", lambda found: dict(synaptic=found.eq13_nj)),
     "sata": _Model("SATA", "sata", _sata_parts),
+    "spikesim": _Model("SpikeSim", "spikesim", _spikesim_parts),
 }
+TOOLS = tuple(tool for run in _RUNS.values() for tool in run.tools)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one sample.  results: {"estimate": Estimate, "sata": SataResult}.  parts: {model: {component: nJ}}, components
-    as in COMPONENTS; those a model does not know are left out."""
+    """Of one sample.  results: {"estimate": Estimate, "sata": SataResult, "spikesim": SpikeSimResult}.  parts: {model:
+    {component: nJ}}, components as in COMPONENTS; those a model does not know are left out."""
 
     table: LayerTable
-    results: Mapping[str, Estimate | SataResult]
+    results: Mapping[str, Estimate | SataResult | SpikeSimResult]
     parts: Mapping[str, Mapping[str, float]]
 
     @property
@@ -66,6 +88,10 @@ class Costs:
     @property
     def sata(self) -> SataResult:
         return self.results["sata"]
+
+    @property
+    def spikesim(self) -> SpikeSimResult:
+        return self.results["spikesim"]
 
     def total_nj(self, model: str) -> float:
         return sum(self.parts[model].values())
@@ -95,6 +121,7 @@ class Costs:
         lines = [text_table(rows, header),
                  f"SATA: {found.cycles} cycles, {found.latency_ns / 1e6:.4f} ms, {found.area_um2 / 1e6:.4f} mm2, "
                  f"{found.lif_units} LIF units, {found.dataflow}, {found.compat or 'corrected'}",
+                 f"SpikeSim: {self.spikesim.summary()}", f"SpikeSim: {self.spikesim.lif_line()}",
                  f"membranes of one sample: {found.membrane_bytes} bytes"]
         for name, result in self.results.items():
             lines += [f"not counted by {name}: {line}" for line in _grouped(result.not_counted)]
@@ -107,10 +134,36 @@ class Costs:
         _bars({"": self}, path)
 
 
-def costs(table: LayerTable, *, T: int | None = None, sparsity: float | str | None = None, **options) -> Costs:
-    """All models on one table.  T, sparsity: as in estimate().  options: as in sata()."""
-    results = {name: run(table, T=T, sparsity=sparsity, **options) for name, run in _RUNS.items()}
+def costs(table: LayerTable, *, T: int | None = None, compat: str | Sequence[str] | None = None, **options) -> Costs:
+    """All models on one table.
+
+    compat: of TOOLS, one or several: that model counts as the published tool does, the others in the corrected form.
+    options: as in estimate(), sata() and spikesim(): sparsity, dataflow, lif_units, array, xbar_size, device, ...
+    Raises MemextError: an option that no model knows, two tools of one model; as the models do.
+    """
+    known = sorted({name for run in _RUNS.values() for name in run.options})
+    for name in options.keys() - set(known):
+        raise MemextError(f"costs: {name!r} is no option of any model; allowed: T, compat, {', '.join(known)}")
+    chosen = _tools(compat)
+    results = {}
+    for name, run in _RUNS.items():
+        given = {key: options[key] for key in run.options if key in options}
+        results[name] = run.call(table, T=T, **given, **({"compat": chosen.get(name)} if run.tools else {}))
     return Costs(table, results, {name: model.parts(results[model.run]) for name, model in _MODELS.items()})
+
+
+def _tools(compat: str | Sequence[str] | None) -> dict[str, str]:
+    """{model: tool}"""
+    found: dict[str, str] = {}
+    for tool in [compat] if isinstance(compat, str) else compat or ():
+        name = next((name for name, run in _RUNS.items() if tool in run.tools), None)
+        if name is None:
+            raise MemextError(f"costs: compat has {tool!r}; allowed: {', '.join(TOOLS)}")
+        if name in found:
+            raise MemextError(f"costs: compat has both {found[name]!r} and {tool!r}; both are of {name}, which "
+                              "counts in one way at a time")
+        found[name] = tool
+    return found
 
 
 def compare(runs: Mapping[str, Costs], path: str | Path | None = None) -> str:
@@ -125,15 +178,20 @@ def compare(runs: Mapping[str, Costs], path: str | Path | None = None) -> str:
     figures |= {f"{model.title}, nJ": lambda run, name=name: run.total_nj(name) for name, model in _MODELS.items()}
     figures |= {"SATA, cycles": lambda run: run.sata.cycles, "SATA, latency ns": lambda run: run.sata.latency_ns,
                 "SATA, area um2": lambda run: run.sata.area_um2, "SATA, LIF units": lambda run: run.sata.lif_units,
+                "SpikeSim, latency ns": lambda run: run.spikesim.latency_ns,
+                "SpikeSim, EDP nJ ns": lambda run: run.spikesim.edp_nj_ns,
+                "SpikeSim, area um2": lambda run: run.spikesim.area_um2,
+                "SpikeSim, LIF module um2": lambda run: run.spikesim.lif_area_um2,
                 "membrane bytes": lambda run: run.sata.membrane_bytes, "time steps": lambda run: run.T}
-    rows, first = [], next(iter(runs.values()))
+    rows = []
     for label, figure in figures.items():
-        base = figure(first)
-        if base is None or (label.startswith("estimated") and COMPONENTS["synaptic"] in label):
-            continue  # a model's only component is its total
-        row = [label, _cell(base)]
-        for run in list(runs.values())[1:]:
-            row += [_cell(figure(run)), f"{figure(run) / base:.3f}x" if base else "-"]
+        values = [figure(run) for run in runs.values()]
+        only = label.startswith("estimated") and COMPONENTS["synaptic"] in label  # that model's total is the same
+        if only or all(value is None for value in values):
+            continue
+        row = [label, _cell(values[0])]
+        for value in values[1:]:
+            row += [_cell(value), "-" if value is None or not values[0] else f"{value / values[0]:.3f}x"]
         rows.append(row)
     names = list(runs)
     text = text_table(rows, ["", names[0], *(cell for name in names[1:] for cell in (name, ""))])
@@ -158,14 +216,16 @@ def _bars(runs: Mapping[str, Costs], path: str | Path) -> None:
             for part, value in run.parts[name].items():
                 axes.bar(at, value, bottom=bottom, color=_COLORS[part], width=0.6)
                 bottom += value
-        axes.set_title(model.title, fontsize="medium")
-        axes.set_xticks(range(len(runs)), list(runs))
+        axes.set_title(model.title, fontsize="medium", pad=14)
+        axes.set_xticks(range(len(runs)), range(1, len(runs) + 1) if len(runs) > 1 else [""])
         axes.set_xlim(-0.7, len(runs) - 0.3)
         axes.ticklabel_format(axis="y", scilimits=(-2, 4))
     panels[0].set_ylabel("nJ for one sample")
+    if len(runs) > 1:  # names of runs are long
+        figure.suptitle("\n".join(f"{number}: {name}" for number, name in enumerate(runs, 1)), fontsize="medium")
     used = [part for part in COMPONENTS if any(part in run.parts[name] for run in runs.values() for name in _MODELS)]
     handles = [panels[0].bar(0, 0, color=_COLORS[part]) for part in used]
-    figure.legend(handles, [COMPONENTS[part] for part in used], loc="outside lower center", ncols=3, fontsize="small")
+    figure.legend(handles, [COMPONENTS[part] for part in used], loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(path, format="png", dpi=120)
 
 

@@ -24,7 +24,8 @@ __all__ = ["CORRECTED", "DATAFLOWS", "SATA_2023", "SATA_2024", "Accesses", "Arra
 
 @dataclass(frozen=True)
 class SataLayer:
-    """One layer, for one sample and all time steps. compute_nj = spike_mac_nj + lif_nj + spad_nj.
+    """One layer, for one sample and all time steps. compute_nj = spike_mac_nj + lif_nj + spad_nj; sram_leakage_nj is a
+    part of sram_nj.
 
     macs: accumulations carried out.  lif_updates: of neurons.  lif_cycles: of the cycles, those that shared LIF units
     add.
@@ -42,6 +43,7 @@ class SataLayer:
     compute_nj: float
     dram_nj: float
     sram_nj: float
+    sram_leakage_nj: float
     total_nj: float
     accesses: Accesses
 
@@ -66,6 +68,7 @@ class SataResult:
     compute_nj: float
     dram_nj: float
     sram_nj: float
+    sram_leakage_nj: float
     total_nj: float
     area_um2: float
     lif_area_um2: float
@@ -86,18 +89,19 @@ class SataResult:
 
     def table(self) -> str:
         """A line per layer, and the sums."""
-        columns = ("cycles", "macs", "lif_updates", "compute_nj", "dram_nj", "sram_nj", "total_nj")
+        columns = ("cycles", "macs", "lif_updates", "compute_nj", "dram_nj", "sram_nj", "sram_leakage_nj",
+                   "total_nj")
         rows = [(x.name, *(_shown(getattr(x, name)) for name in columns)) for x in (*self.layers, self._total())]
         more = [f"latency {self.latency_ns / 1e6:.4f} ms, array {self.area_um2 / 1e6:.4f} mm2, {self.lif_units} LIF "
                 f"units: {self.lif_share:.1%} of the computation units' area"]
         more += [f"not counted: {name}" for name in self.not_counted] + [f"note: {note}" for note in self.notes]
         return "\n".join([text_table(rows, ("layer", "cycles", "ACs", "LIF updates", "compute, nJ", "DRAM, nJ",
-                                            "SRAM, nJ", "total, nJ")), *more])
+                                            "SRAM, nJ", "of it leakage", "total, nJ")), *more])
 
     def _total(self) -> SataLayer:
         return SataLayer("total", self.cycles, self.lif_cycles, self.latency_ns, self.macs, self.lif_updates,
                          self.spike_mac_nj, self.lif_nj, self.spad_nj, self.compute_nj, self.dram_nj, self.sram_nj,
-                         self.total_nj, self.accesses)
+                         self.sram_leakage_nj, self.total_nj, self.accesses)
 
 
 def sata(table: LayerTable, *, T: int | None = None, sparsity: float | str | None = None, dataflow: str = TICK_BATCH,
@@ -186,7 +190,8 @@ def _result(counts: list[tuple[Layer, Counts]], run: Run, table: LayerTable, com
         macs = int(macs)
         moved = replace(moved, spad=macs)
         logic = energy(cycles, macs, updates, moved, False, run, groups)
-        total = logic._replace(dram=sum(part.dram for part in found), sram=sum(part.sram for part in found))
+        total = logic._replace(dram=sum(part.dram for part in found), sram=sum(part.sram for part in found),
+                               leakage=sum(part.leakage for part in found))
     else:
         total = Energy(*(sum(parts) for parts in zip(*found)))
     area = array_area(array, run.lif_units)
@@ -202,7 +207,7 @@ def _result(counts: list[tuple[Layer, Counts]], run: Run, table: LayerTable, com
 
 def _figures(e: Energy) -> dict[str, float]:
     return dict(spike_mac_nj=e.spike_mac, lif_nj=e.lif, spad_nj=e.spad, compute_nj=e.compute, dram_nj=e.dram,
-                sram_nj=e.sram, total_nj=e.total)
+                sram_nj=e.sram, sram_leakage_nj=e.leakage, total_nj=e.total)
 
 
 def _membrane_bytes(table: LayerTable) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ..errors import MemextError
 from ..report import text_table
-from ._layers import Layer, layer_of
+from ._layers import Layer, layer_of, needed
 
 __all__ = ["LayerTable"]
 
@@ -48,9 +48,9 @@ class LayerTable:
         return cls(layers, T, tuple(notes))
 
     def rows(self) -> list[dict]:
-        """The layers as mappings that from_rows takes; what is at its default is left out."""
+        """The layers as mappings that from_rows takes; what may be left out, and is at its default, is left out."""
         return [{key: list(value) if isinstance(value, tuple) else value for key, value in asdict(layer).items()
-                 if value != _DEFAULTS[key] or key in ("name", "kind")} for layer in self.layers]
+                 if value != _DEFAULTS[key] or key in ("name", "kind", *needed(layer.kind))} for layer in self.layers]
 
     def with_sharing(self, channels: int = 1, layers: Sequence[Sequence[str]] = ()) -> LayerTable:
         """The same layers with membranes shared: `channels` groups of channels everywhere (C#n), and between the layers
@@ -142,8 +142,9 @@ class LayerTable:
         rows = []
         for layer in self.layers:
             shape = f"{layer.in_channels}x{layer.height}x{layer.width}"
-            sharing = "+".join(part for part in (layer.membrane, f"C#{layer.groups_sharing}"
-                                                 if layer.groups_sharing > 1 else "") if part)
+            sharing = "no membrane" if layer.stateless else "+".join(
+                part for part in (layer.membrane, f"C#{layer.groups_sharing}" if layer.groups_sharing > 1 else "")
+                if part)
             shape = shape if layer.counted else "-"
             rows.append((layer.name, layer.kind, shape, "x".join(map(str, layer.kernel)) if layer.counted else "-",
                          layer.out_channels if layer.counted else "-", layer.macs or "-",
@@ -171,7 +172,7 @@ def _cell(value) -> str:
 def _parsed(path: str | Path, key: str, cell: str):
     if key in ("name", "kind", "membrane", "reason"):
         return cell
-    if key == "real_input" and cell in ("True", "False"):
+    if key in ("real_input", "stateless") and cell in ("True", "False"):
         return cell == "True"
     try:
         if key in ("input_rate", "weight_sparsity"):

@@ -17,7 +17,9 @@ def rows():
                  membrane="m", evaluations=4),
             dict(kind="transposed", height=4, width=4, kernel=3, in_channels=16, out_channels=8, stride=2, padding=1,
                  output_padding=1, neurons=0),
-            dict(kind="pool", name="pool"), dict(in_features=512, out_features=10, weight_sparsity=0.5)]
+            dict(kind="pool", name="pool"), dict(in_features=512, out_features=10, weight_sparsity=0.5),
+            dict(kind="conv", height=1, width=1, kernel=1, in_channels=1, out_channels=1),  # all at their defaults
+            dict(in_features=1, out_features=1, stateless=True, neuron_runs=8)]
 
 
 # ---- by hand --------------------------------------------------------------------------------------------------------
@@ -286,6 +288,8 @@ def test_networks_and_samples_that_cannot_be():
                         (lambda: layer_table(sj_net(), (4, 2, 3, 8, 8)), "sample is tuple"),
                         (lambda: layer_table(sj_net(), sample(), time="never"), "time is 'never'"),
                         (lambda: layer_table(nn.Linear(2, 2), sample()), "holds no spiking neuron"),
-                        (lambda: layer_table(sj_net(), sample()[:, :, :2]), r"raised .* of shape \(4, 2, 2")):
+                        (lambda: layer_table(sj_net(), sample()[:, :, :2]), r"raised .* of shape \(4, 2, 2"),
+                        (lambda: layer_table(sj_net("s"), sample()[0]), r"0 got \(3, 8, 8\), which has no batch"),
+                        (lambda: layer_table(sj_net(), sample(), T=0), "T is 0")):
         with pytest.raises(MemextError, match=words):
             call()
