@@ -35,8 +35,9 @@ MORE = {"signed top": ("signed-top", False), "pair": ("pair", False)}
 # Together: the one wire resistance that stands in the published tool, deviations of a tenth, 6-bit converters.
 ALL = {"wire_ohm": 5.0, "read_noise": 0.1, "variation": 0.1, "adc_bits": 6}
 MAIN = "all"
-# No batch norm stands behind the classifier, so adaptation cannot repair what it loses: once with, once without it.
-STRENGTHS = {MAIN: ALL, "all, classifier digital": {**ALL, "linear": False},
+# No batch norm stands behind the classifier, so adaptation cannot repair what that loses: what it does without it.
+HEADLESS = "all, classifier digital"
+STRENGTHS = {MAIN: ALL, HEADLESS: {**ALL, "linear": False},
              "wire 1 ohm": {"wire_ohm": 1.0}, "wire 2 ohm": {"wire_ohm": 2.0}, "wire 5 ohm": {"wire_ohm": 5.0},
              "read noise 0.1": {"read_noise": 0.1}, "read noise 0.3": {"read_noise": 0.3},
              "variation 0.1": {"variation": 0.1}, "variation 0.3": {"variation": 0.3}, "ADC 4 bits": {"adc_bits": 4}}
@@ -58,7 +59,8 @@ def cases(strengths: dict[str, dict]) -> list[tuple[str, str, Crossbar, bool]]:
     """(strength, variant, crossbars without a seed, adapted)."""
     return [(strength, variant, Crossbar(encoding=encoding, **options), adapted)
             for strength, options in strengths.items()
-            for variant, (encoding, adapted) in (VARIANTS | (MORE if strength == MAIN else {})).items()]
+            for variant, (encoding, adapted) in (VARIANTS | MORE).items()
+            if (variant in VARIANTS or strength == MAIN) and (encoding == NAIVE or strength != HEADLESS)]
 
 
 def summaries(rows: list[dict]) -> list[dict]:
@@ -84,8 +86,10 @@ def verdicts(rows: list[dict]) -> list[dict]:
     for strength in dict.fromkeys(row["strength"] for row in rows if row["variant"] in VARIANTS):
         for less, more in (("noise", "quantised"), ("noise", "+encoding"), ("noise", "+adaptation"),
                            ("+encoding", "both"), ("+adaptation", "both")):
-            gains = [of["-" if more == "quantised" else strength, more, seed] - of[strength, less, seed]
-                     for seed in seeds]
+            where = "-" if more == "quantised" else strength
+            if any((where, more, seed) not in of or (strength, less, seed) not in of for seed in seeds):
+                continue
+            gains = [of[where, more, seed] - of[strength, less, seed] for seed in seeds]
             found.append({"strength": strength, "less": less, "more": more, "gain": statistics.mean(gains),
                           "least": min(gains), "in all seeds": min(gains) > 0})
     return found

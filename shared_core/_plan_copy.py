@@ -46,7 +46,7 @@ def remembers_shapes(model: nn.Module) -> bool:
 
 def _of_snntorch(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules()
-            if type(m).__module__.startswith(("snntorch", "snntorch_memext")) and hasattr(m, "reset_mem")]
+            if hasattr(m, "reset_mem") and any(cls.__module__.startswith("snntorch") for cls in type(m).__mro__)]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -116,11 +116,11 @@ class Costs:
         """Components by models, in nJ for one sample, and what the models leave out."""
         rows = [[label, *(_cell(self.parts[name].get(part)) for name in _MODELS)] for part, label in COMPONENTS.items()]
         rows.append(["total", *(_cell(self.total_nj(name)) for name in _MODELS)])
-        header = [f"nJ for one sample, T = {self.T}", *(model.title for model in _MODELS.values())]
+        header = [f"nJ for one sample, T = {self.T:.4g}", *(model.title for model in _MODELS.values())]
         found = self.sata
         lines = [text_table(rows, header),
-                 f"SATA: {found.cycles} cycles, {found.latency_ns / 1e6:.4f} ms, {found.area_um2 / 1e6:.4f} mm2, "
-                 f"{found.lif_units} LIF units, {found.dataflow}, {found.compat or 'corrected'}",
+                 f"SATA: {_cell(found.cycles)} cycles, {found.latency_ns / 1e6:.4f} ms, "
+                 f"{found.area_um2 / 1e6:.4f} mm2, {found.lif_units} LIF units, {found.dataflow}, {found.compat or 'corrected'}",
                  f"SpikeSim: {self.spikesim.summary()}", f"SpikeSim: {self.spikesim.lif_line()}",
                  f"membranes of one sample: {found.membrane_bytes} bytes"]
         for name, result in self.results.items():
