@@ -22,6 +22,7 @@ from ._plan_copy import fake_copy
 from ._plan_ledger import Ledger, default_device, watch
 from .chain._links import VIEWS
 from .chain._ownership import sole_owner
+from .reversible import is_rebuilding
 
 __all__ = ["mark_spikes", "stand_in"]
 
@@ -173,6 +174,7 @@ class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx, recording, ledger, x, *params):
         ctx.recording, ctx.ledger, ctx.like = recording, ledger, (x.shape, x.dtype)
+        ctx.passing = is_rebuilding()
         ctx.params = [(p.shape, p.dtype) for p in params]
         ctx.lines, made = {}, {}
         for line, birth in recording.forward:
@@ -200,6 +202,9 @@ class _Replay(torch.autograd.Function):
                 ctx.ledger.release(grads[0])
             elif line not in owned and line not in (recording.grad_spikes, recording.spikes):
                 _turn(ctx, line, birth)
+        if ctx.passing:  # left is the neuron's state, and who runs a block again puts the one before it back
+            for line in ctx.lines.values():
+                ctx.ledger.free(line)
         ctx.lines.clear()
         for at, shape, dtype in owned.values():  # as small as a number: not among the events
             if made[at] is None:

@@ -73,7 +73,7 @@ def _check(net: nn.Module) -> None:
         housed(found)
         import snntorch
         for name in _FLAGS:
-            if any(isinstance(module, getattr(snntorch, name)) for module in found):
+            if any(isinstance(module, getattr(snntorch, name, ())) for module in found):  # 0.9.4 lacks some
                 setattr(utils, f"is_{name.lower()}", True)
 
 

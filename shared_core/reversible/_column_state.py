@@ -111,13 +111,19 @@ class TurnedOn:
         return odd
 
     def settle(self, v: Tensor, odd: Tensor) -> Tensor:
-        """v, with every state that is on the wrong side of its nearest edge put across it.
+        """v, with every state that is on the wrong side of its nearest edge put across it; on the CPU in v's memory.
 
         odd: parity of the true states.
         """
         wrong = self.parity(v) != odd
-        if wrong.device.type == "cpu" and not is_fake(wrong) and not wrong.any():  # elsewhere, asking means waiting
-            return v
+        if wrong.device.type != "cpu":  # how many are wrong could be known by waiting only
+            return torch.where(wrong, self._across(v), v)
+        if not is_fake(wrong) and wrong.any():
+            v[wrong] = self._across(v[wrong])
+        return v
+
+    def _across(self, v: Tensor) -> Tensor:
+        """States on the other side of the edge that is nearest to each, as close to it as is sure."""
         z = v - self.v_threshold
         step = 8 * torch.finfo(v.dtype).eps * max(1.0, abs(self.v_threshold))
         nearest, across = None, None
@@ -127,7 +133,7 @@ class TurnedOn:
             moved = above.to(v.dtype) * (-2 * step) + (self.v_threshold + at + step)
             nearest, across = (far, moved) if nearest is None else (
                 torch.minimum(nearest, far), torch.where(far < nearest, moved, across))
-        return torch.where(wrong, across, v)
+        return across
 
 
 def packed(odd: Tensor) -> Tensor:

@@ -414,10 +414,11 @@ def test_bad_options():
             make()
 
 
-def test_a_value_out_of_range_is_an_error_that_says_where():
+@pytest.mark.parametrize("value", [2000.0, -2000.0])
+def test_a_value_out_of_range_is_an_error_that_says_where(value):
     net = sequence(3, norm=False)
     with torch.no_grad():
-        net.blocks[1].g[1].bias.fill_(2000.0)
+        net.blocks[1].g[1].bias.fill_(value)
     x = torch.randn(2, 6, 4, 4)
     y = net(x)
     with pytest.raises(MemextError, match=r"after block 1, G is 2\d\d\d; below 1024 .*grid 2\^-14"):

@@ -65,6 +65,12 @@ def test_momentum_number_of_batches_labels_and_run():
     assert called == [(True, False)] * 3
 
 
+def test_dropout_is_off_meanwhile():
+    net, data = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm1d(20)).train(), loader(1)
+    adapt_batch_norm(net, data)
+    assert torch.allclose(net[1].running_mean, data[0].mean(0), atol=1e-6) and net[0].training
+
+
 def test_neurons_start_and_end_at_rest():
     pytest.importorskip("sj_memext")
     from spikingjelly.activation_based import functional, layer, neuron

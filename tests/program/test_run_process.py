@@ -165,7 +165,7 @@ def test_a_handler_of_the_programs_own(program):
         """))
 
 
-@pytest.mark.parametrize("start", ["spawn", "fork", "forkserver"])
+@pytest.mark.parametrize("start", ["spawn", "fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_processes_that_the_program_starts(program, start):
     native, ours = program(f"""
         import multiprocessing, sys

@@ -111,7 +111,7 @@ def test_memory_does_not_grow_with_blocks_nor_much_with_columns():
     print(few, many)
     grown = {way: many[way] - few[way] for way in WAYS}
     assert grown["both"] < 0.02 * grown["none"] and grown["depth"] < 0.3 * grown["none"]
-    assert many["both"] < min(many["time"], many["depth"]) / 2 < many["none"] / 4
+    assert many["both"] < 0.75 * min(many["time"], many["depth"]) and many["both"] < many["none"] / 10
 
 
 def test_each_block_is_checked_in_the_first_step_only():
@@ -159,7 +159,7 @@ def test_a_value_out_of_range_names_the_block():
         net.columns.stages[1][2].blocks.blocks[1].g.last[1].bias.fill_(3000.0)
     with pytest.raises(MemextError, match=r"after block 1, G is 3.*below 1024"):
         step(net, images())
-    assert all(p.grad is None for p in net.parameters())
+    assert all(p.grad is None for p in net.columns.parameters())
 
 
 # ---- two processes ----
@@ -261,11 +261,12 @@ def test_memory_is_one_block_s():
     peaks = []
     for blocks in (2, 8):
         net = sequence(blocks)
-        run(net, x)
+        run(net, x)  # the first step checks every block
         functional.reset_net(net)
         own = sum(p.numel() * p.element_size() for p in net.parameters())
         net.zero_grad()
-        peaks.append(measure(lambda net=net: net(x.requires_grad_()).sum().backward(), timeline=False).peak_bytes - own)
+        found = measure(lambda net=net: net(x.detach().requires_grad_()).sum().backward(), timeline=False)
+        peaks.append(found.peak_bytes - own)
     assert peaks[1] - peaks[0] < 6 * 2 * 64 * 4, "of a block more: its largest values and its statistics"
 
 

@@ -262,6 +262,21 @@ def test_a_block_that_is_used_twice_in_a_carrying_sequence():
     assert all(torch.equal(a, b) for a, b in zip(found[0][2], found[1][2]))
 
 
+def test_a_block_that_is_used_twice_adds_up_the_gradient_of_its_start():
+    """Without carrying, both uses start from the same state."""
+    found, x = [], batch()
+    for reversible in (True, False):
+        net = sequence(2, "LIF")
+        net = ReversibleSequence([*net.blocks, net.blocks[0]], reversible=reversible, step_mode="m")
+        node = net.blocks[0].f[0]
+        start = torch.randn(x[0, :, :4].shape, generator=torch.Generator().manual_seed(2)).requires_grad_()
+        node.v = start
+        weighted(net(x)).backward()
+        found.append(start.grad)
+    assert found[1].any()
+    assert_gradients_close({"start": found[0]}, {"start": found[1]}, CLOSE)
+
+
 def test_dropped_states_are_said():
     net, x = sequence(1), batch()
     with warnings.catch_warnings():
@@ -400,10 +415,12 @@ def test_a_list_that_a_module_writes_into_is_refused():
 def test_planned_without_values():
     """The planner's tensors have no values: nothing is checked or drawn."""
     net, x = sequence(6, width=8), batch(8, size=10)
-    predicted = next(m for m in plan(net, x).methods if m.method == "native").peak
-    assert net.check, "the user's own first step checks"
+    predicted = next(m for m in plan(net, x, loss=lambda y: y.sum()).methods if m.method == "native").peak
+    assert net.check and not net._checked, "the user's own first step checks"
     assert 0 <= predicted.activations - x.numel() * 4 < 64, "the output, and the loss"
     run(net, x)
     functional.reset_net(net)
     measured = measure(lambda: net(x).sum().backward(), timeline=False)
-    assert predicted.step >= measured.peak_bytes, "it does not promise too much"
+    # It used to take the states of rebuilt neurons for kept (826 kB instead of 538). What it cannot see are the largest
+    # values of the input and after every addition, 4 B each.
+    assert measured.peak_bytes - predicted.step == 4 * (2 * 6 + 1)
