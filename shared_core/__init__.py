@@ -7,6 +7,7 @@ retrofit.py     how a built model is changed      chain/          multi-step: sp
 temporal/       step by step: unroll()            sharing/        membranes shared between layers (EfficientLIF-Net)
 reversible/     neurons, blocks and columns that can be run backwards (RevSNN, T-RevSNN)
 hardware/       energy, latency and area of a trained network
+program/        memext run: an unmodified program with our neurons
 doctor/         explain(): what is wrong with a model's memory   checkpoint.py   whole modules run again
 """
 

@@ -327,6 +327,16 @@ def test_neurons_written_by_hand():
     assert "carries 'v' from call to call" in kept.todo
 
 
+def test_a_module_that_hands_spikes_on_is_no_neuron():
+    class Doubles(nn.Module):
+        def forward(self, x):
+            return x * 2
+
+    net = nn.Sequential(nn.Linear(6, 6), neuron.IFNode(v_threshold=0.1), Doubles(), nn.Linear(6, 6), Doubles())
+    got = found(net, (3, 6))
+    assert [n.name for n in got.neurons] == ["1"] and got.neurons[0].rate > 0
+
+
 def test_no_neuron_at_all():
     got = found(nn.Sequential(nn.Linear(6, 6), nn.ReLU()), (3, 6))
     assert got.neurons == [] and keys(got) == {"no neuron"}
