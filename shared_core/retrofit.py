@@ -346,7 +346,9 @@ def _whats_there(plan: Plan, net: nn.Module) -> str:
         return "Found: " + "; ".join(f"{name} ({plain_type(module).__name__}): {reason}"
                                      for name, module, reason in plan.skipped)
     count = Counter(class_name(type(module)) for module in net.modules())
-    return "It has no neuron of the framework, only: " + ", ".join(f"{n} {name}" for name, n in sorted(count.items()))
+    held = ", ".join(f"{n} {name}" for name, n in sorted(count.items()))
+    return (f"It has no neuron of the framework, only: {held}. For neurons written by hand there is "
+            "shared_core.checkpoint.checkpoint_modules; `memext explain` says what it would save")
 
 
 # ---- helpers ----

@@ -12,7 +12,7 @@ sharing.py     share(net, layers=..., channels=...): layers, or channels, share 
 model/         vgg16, resnet19, har_net, rev_spiking_resnet21, rev_spiking_resnet37, rev_spikformer, t_revsnn
 functional.py  multi_step_forward(x_seq, net, method=...), online_train_step(net, x_seq, loss_fn)
 compat/        import sj_memext.compat: code written for SpikingJelly 0.0.0.0.12 to .14 (not imported by itself)
-hardware.py    layer_table(net, x_seq), estimate, sata, spikesim, early_exit, Crossbar: what the network costs on hardware
+hardware.py    layer_table(net, x_seq), estimate, sata, spikesim, early_exit, Crossbar: the network on hardware
 """
 from shared_core import registry as _registry
 from shared_core import temporal as _temporal_core

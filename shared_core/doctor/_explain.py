@@ -135,7 +135,8 @@ def explain(model: nn.Module, sample, steps: int = 1, plan: bool = True) -> Expl
     samples = _checked(model, sample, steps)
     model = unwrapped(model)
     from ._expect import expected
-    from ._rules import findings, first, neurons
+    from ._neurons import neurons
+    from ._rules import findings, first
 
     seen = look(model, samples, steps)
     found = Explanation(type(model).__name__, [tuple(x.shape) for x in samples], steps, None, None)

@@ -139,7 +139,8 @@ class _Program:
 
     def explanation(self, target: str, plan: bool) -> Explanation:
         from ._expect import expected
-        from ._rules import findings, first, neurons
+        from ._neurons import neurons
+        from ._rules import findings, first
 
         if self.failed is not None:
             raise self.failed

@@ -120,7 +120,8 @@ class Costs:
         found = self.sata
         lines = [text_table(rows, header),
                  f"SATA: {_cell(found.cycles)} cycles, {found.latency_ns / 1e6:.4f} ms, "
-                 f"{found.area_um2 / 1e6:.4f} mm2, {found.lif_units} LIF units, {found.dataflow}, {found.compat or 'corrected'}",
+                 f"{found.area_um2 / 1e6:.4f} mm2, {found.lif_units} LIF units, {found.dataflow}, "
+                 f"{found.compat or 'corrected'}",
                  f"SpikeSim: {self.spikesim.summary()}", f"SpikeSim: {self.spikesim.lif_line()}",
                  f"membranes of one sample: {found.membrane_bytes} bytes"]
         for name, result in self.results.items():

@@ -239,6 +239,14 @@ def test_which_channels_are_kept():
     assert make(4).report()["kept share"] == 0.0 and make(4, decay=1e-3).report()["kept share"] == 1.0
 
 
+def test_a_steep_surrogate_allows_smaller_errors():
+    """The derivative of sigmoid(25) has slopes of 60 (25^2 times 0.096): one division at 0.5 errs by more than 1e-5 / 60."""
+    def kept(chosen):
+        return sum(len(channels) for stage in make(6, surrogate=chosen).plan() for channels in stage)
+
+    assert kept(surrogate.sigmoid(1.0)) == 0 and kept(surrogate.sigmoid(25.0)) == 5 * sum(CHANNELS)
+
+
 @pytest.mark.parametrize("decay", [0.2, 0.5, 0.9])
 def test_solved_states_are_within_the_bound(monkeypatch, decay):
     """The bound is for states of size 1: measured relative to the largest state."""
@@ -412,6 +420,7 @@ def test_autocast(dtype):
 
     (states, wanted), (ours, found) = gradients(twin, under(twin.plain), x), gradients(net, under(net), x)
     assert all(a.dtype == torch.float32 and torch.equal(a, b) for a, b in zip(ours, states))
+    assert all(v.dtype == torch.float32 for v in under(make(1))(images(1))), "the first column's, too"
     unit = torch.finfo(dtype).eps
     for n, g in wanted.items():  # sums of half-precision gradients, in another order
         assert (found[n] - g).norm() <= 4 * unit * g.norm() + 1e-6, n
