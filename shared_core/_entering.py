@@ -5,6 +5,7 @@ done to an object is written in its own `__dict__`, so that a copy, an unpickled
 """
 from __future__ import annotations
 
+import copyreg
 import types
 from dataclasses import dataclass, field
 from functools import cache
@@ -105,7 +106,16 @@ def combined(before: type, ours: type) -> type:
     namespace = {"__module__": before.__module__, "__reduce_ex__": _reduce_combined, "_memext_pair": (before, ours),
                  "__doc__": f"{before.__name__}, run as {ours.__name__}."}
     name = f"{ours.__name__}Of{before.__name__}"
-    return types.new_class(name, (before, ours), exec_body=lambda body: body.update(namespace))
+    return types.new_class(name, (before, ours), {"metaclass": _meta(type(before))},
+                           exec_body=lambda body: body.update(namespace))
+
+
+@cache
+def _meta(host: type) -> type:
+    """The class of a combined class, by which pickle finds it: a module that is entered twice refers to it."""
+    found = type("Combined", (host,), {})
+    copyreg.pickle(found, lambda cls: (combined, cls._memext_pair))
+    return found
 
 
 def _reduce_combined(self, protocol):

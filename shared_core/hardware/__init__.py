@@ -1,4 +1,5 @@
-"""What a network costs on hardware: energy, cycles, latency and area, from closed forms. Nothing is simulated.
+"""What a network costs on hardware: energy, cycles, latency and area, from closed forms; and what it computes there:
+early exit, crossbars.
 
     table = layer_table(net, sample)                  # or LayerTable.from_rows([...]), .from_csv, .from_json
     print(estimate(table).table())                    # operations only, by two papers' formulas

@@ -240,7 +240,7 @@ def test_which_channels_are_kept():
 
 
 def test_a_steep_surrogate_allows_smaller_errors():
-    """The derivative of sigmoid(25) has slopes of 60 (25^2 times 0.096): one division at 0.5 errs by more than 1e-5 / 60."""
+    """The derivative of sigmoid(25) has slopes of 1500 (0.096 times 25^3): one division errs by more than 1e-5 of that."""
     def kept(chosen):
         return sum(len(channels) for stage in make(6, surrogate=chosen).plan() for channels in stage)
 
@@ -491,6 +491,22 @@ def test_bad_arguments():
 def test_shapes_that_change_between_columns():
     net, x = Columns([[Stage(3, 4, 0)], [Stage(3, 4, 0)]], (4,)), images(2)
     refused("same shape", lambda: net([x[0], x[1][..., :4]]))
+
+
+def test_a_stage_may_hand_its_input_through():
+    """The state is memory of its own all the same: changing it in place does not change the input."""
+    class Through(nn.Module):
+        def forward(self, below, above):
+            return below
+
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    before = x.detach().clone()
+    state, = Columns([[Through()]], (3,))([x])
+    assert state.data_ptr() != x.data_ptr()
+    state.sum().backward()
+    with torch.no_grad():
+        state.zero_()
+    assert torch.equal(x, before) and torch.equal(x.grad, torch.ones_like(x))
 
 
 def test_what_is_changed_in_place_is_refused():

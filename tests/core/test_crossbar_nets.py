@@ -78,7 +78,7 @@ def test_spikingjelly(sj, method):
     assert all("Crossbar" not in type(m).__name__ for m in net.modules())
 
 
-@pytest.mark.parametrize("method", [None, "neuron"])
+@pytest.mark.parametrize("method", [None, "neuron", "compress", "recompute"])
 def test_pickle_and_checkpoints(sj, method):
     net = spiking_jelly()
     plain = copy.deepcopy(net.state_dict())
