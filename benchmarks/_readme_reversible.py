@@ -4,7 +4,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-__all__ = ["memory_rows", "neuron_rows", "training_rows"]
+__all__ = ["both_rows", "memory_rows", "neuron_rows", "training_rows"]
 
 
 def memory_rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -52,3 +52,20 @@ def training_rows(paths: list[Path]) -> tuple[list[str], list[list[str]]]:
                       f"{row['accuracy']:.2%}", f"{row['seconds'] / 60:.0f} min",
                       f"{row['share of states kept']:.0%}"])
     return ["T-RevSNN trained on", "parameters", "epochs", "test accuracy", "in", "states kept"], lines
+
+
+def both_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """T-RevSNN with coupled blocks, reversible in neither, time, depth and both, beside the paper's Table 6."""
+    data = json.loads(path.read_text())
+    paper = {("time", row["blocks a stage"]): row["paper's"] for row in data["table_6"]
+             if row["figure"] == "time over none"}
+    lines = []
+    share, apart = "MB per image, of none's", "gradients unlike none's"
+    for row in data["rows"]:
+        key = (row["reversible in"], row["blocks a stage"])
+        theirs = f" (the paper's: {paper[key]:.2f}x)" if key in paper else ""
+        lines.append([f"{row['blocks a stage']} blocks a stage, {row['reversible in']}", f"{row['MB per image']:.1f}",
+                      f"{row[share]:.2f}x{theirs}", f"{row['kept, MB per image']:.1f}",
+                      f"{row[apart]:.0e}"])
+    return [f"reversible in, float16, {data['size']}x{data['size']}, MB per image", "peak", "of none's",
+            "kept for backward", apart], lines

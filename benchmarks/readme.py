@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks._readme_hardware import crossbar_rows, exit_rows
 from benchmarks._readme_overview import overview_rows
-from benchmarks._readme_reversible import memory_rows, neuron_rows, training_rows
+from benchmarks._readme_reversible import both_rows, memory_rows, neuron_rows, training_rows
 from benchmarks._readme_sharing import activity_rows, image_rows, sharing_rows
 from benchmarks._readme_zoo import zoo_rows
 
@@ -192,6 +192,10 @@ def t_revsnn_memory() -> str:
                     table)
 
 
+def t_revsnn_both() -> str:
+    return markdown(*both_rows(RESULTS / "t_revsnn_both.json"))
+
+
 def accuracy_t_revsnn() -> str:
     return markdown(*training_rows([RESULTS / f"accuracy_t_revsnn_{task}.json" for task in T_REVSNN_TASKS]))
 
@@ -217,7 +221,7 @@ def overview() -> str:
 T_REVSNN_TASKS = ("mnist", "cifar10", "events")
 MAKERS = (demo, overview, neurons_cpu, saved_bytes, training_step_cpu, memory_cpu, unroll_cpu, accuracy_unroll,
           sharing_cpu, accuracy_sharing, accuracy_sharing_mnist, accuracy_sharing_cifar10, reversible_memory,
-          reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory, accuracy_t_revsnn, early_exit,
+          reversible_neuron_cpu, reversible_depth_cpu, t_revsnn_memory, t_revsnn_both, accuracy_t_revsnn, early_exit,
           crossbar_accuracy, zoo_cpu)
 # Result files that a table is made from, where they are not those of its name.
 FROM = {overview: ("training_step_cpu", "unroll_cpu", "sharing_cpu", "reversible_depth_cpu", "reversible_memory",

@@ -4,14 +4,42 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from shared_core.errors import MemextError
 
 from .._host import functional, layer
+from ..layer import ReversibleSequence
 
-__all__ = ["Neurons", "conv_norm", "finished", "over_time"]
+__all__ = ["Invertible", "Neurons", "conv_norm", "finished", "over_time"]
 
+
+class Invertible(nn.Module):
+    """A network of reversible sequences with other layers between them."""
+
+    def check_invertible(self, sample: Tensor, report: list[str] | None = None) -> bool:
+        """Whether the inputs of all blocks come back from the outputs of their sequences bit for bit, for this input of
+        the network and the neurons' present states.
+
+        report: a list, to which is added why not, with the sequence's name. The network stays as it is: a copy runs.
+        Raises MemextError for an input that cannot be coupled at all, as the sequences do.
+        """
+        net, reasons = copy.deepcopy(self), []
+
+        def check(name: str, sequence: ReversibleSequence, x: Tensor) -> None:
+            why: list[str] = []
+            sequence.check_invertible(x, why)
+            reasons.extend(f"{name}: {reason}" for reason in why)
+
+        for name, module in net.named_modules():
+            if isinstance(module, ReversibleSequence):
+                module.register_forward_pre_hook(lambda m, args, name=name: check(name, m, args[0]))
+        with torch.no_grad(), torch.random.fork_rng(devices=[d for d in (sample.device,) if d.type == "cuda"]):
+            net(sample)
+        if report is not None:
+            report += reasons
+        return not reasons
 
 
 class Neurons:

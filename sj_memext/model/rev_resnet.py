@@ -9,14 +9,14 @@ from shared_core.errors import MemextError
 
 from .._host import layer, neuron, surrogate
 from ..layer import ReversibleBlock, ReversibleSequence
-from ._rev import Neurons, conv_norm, finished, over_time
+from ._rev import Invertible, Neurons, conv_norm, finished, over_time
 
 __all__ = ["RevSpikingResNet", "rev_spiking_resnet21", "rev_spiking_resnet37"]
 
 PLANES = (64, 128, 256, 448)  # channels of one half of the stream, stage by stage
 
 
-class RevSpikingResNet(nn.Module):
+class RevSpikingResNet(Invertible):
     """stem: convolution and norm, for a still image once; stages: a reversible sequence each, with `down` between them;
     neuron, mean over height and width, linear layer.
 

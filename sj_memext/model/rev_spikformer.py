@@ -12,7 +12,7 @@ from shared_core.errors import MemextError
 
 from .._host import layer, neuron
 from ..layer import ReversibleBlock, ReversibleSequence
-from ._rev import Neurons, conv_norm, finished, over_time
+from ._rev import Invertible, Neurons, conv_norm, finished, over_time
 
 __all__ = ["RevSpikformer", "rev_spikformer"]
 
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         return self.proj(self.attended(out.reshape(steps, batch, width, -1))).reshape(x.shape)
 
 
-class RevSpikformer(nn.Module):
+class RevSpikformer(Invertible):
     """stem, tokens: five convolutions with norms, neurons between them, and two max poolings; blocks: a reversible
     sequence, F attention and G an MLP, on a stream that holds the tokens twice; mean over the tokens; linear layer."""
 

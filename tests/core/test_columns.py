@@ -240,7 +240,7 @@ def test_which_channels_are_kept():
 
 
 def test_a_steep_surrogate_allows_smaller_errors():
-    """The derivative of sigmoid(25) has slopes of 1500 (0.096 times 25^3): one division errs by more than 1e-5 of that."""
+    """The derivative of sigmoid(25) has slopes of 60 (0.096 times 25^2): one division errs by more than 1e-5 / 60."""
     def kept(chosen):
         return sum(len(channels) for stage in make(6, surrogate=chosen).plan() for channels in stage)
 

@@ -133,6 +133,20 @@ def test_memory_of_a_stage_does_not_grow_with_its_blocks():
     assert kept[6, False] > 2 * kept[1, False]
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_whether_they_are_invertible(name):
+    net, x, why = built(name), images(name), []
+    net(x)  # states that are not at rest
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    states = [m.v.clone() for m in net.modules() if isinstance(m, neuron.BaseNode)]
+    assert net.check_invertible(x, why) and why == []
+    assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
+    assert all(map(torch.equal, states, [m.v for m in net.modules() if isinstance(m, neuron.BaseNode)]))
+    rounded = built(name, grid=None)
+    assert not rounded.check_invertible(x, why) and "without a grid" in why[0]
+    assert why[0].partition(":")[0] in dict(rounded.named_modules()), "names the sequence"
+
+
 def test_copies_pickles_and_options():
     net = built("resnet21", spiking_neuron=neuron.LIFNode, tau=3.0, surrogate_function=surrogate.Sigmoid())
     x = images("resnet21")
