@@ -138,10 +138,11 @@ def test_whether_they_are_invertible(name):
     net, x, why = built(name), images(name), []
     net(x)  # states that are not at rest
     before = {n: b.clone() for n, b in net.named_buffers()}
-    states = [m.v.clone() for m in net.modules() if isinstance(m, neuron.BaseNode)]
+    nodes = [m for m in net.modules() if isinstance(m, neuron.BaseNode)]
+    states = [torch.as_tensor(m.v).clone() for m in nodes]
     assert net.check_invertible(x, why) and why == []
     assert all(torch.equal(b, before[n]) for n, b in net.named_buffers())
-    assert all(map(torch.equal, states, [m.v for m in net.modules() if isinstance(m, neuron.BaseNode)]))
+    assert all(map(torch.equal, states, [torch.as_tensor(m.v) for m in nodes])) and any(s.dim() for s in states)
     rounded = built(name, grid=None)
     assert not rounded.check_invertible(x, why) and "without a grid" in why[0]
     assert why[0].partition(":")[0] in dict(rounded.named_modules()), "names the sequence"
