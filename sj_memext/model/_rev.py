@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from shared_core._memory_graph import tensors_in
 from shared_core.errors import MemextError
 
 from .._host import functional, layer
@@ -25,7 +26,10 @@ class Invertible(nn.Module):
         report: a list, to which is added why not, with the sequence's name. The network stays as it is: a copy runs.
         Raises MemextError for an input that cannot be coupled at all, as the sequences do.
         """
-        net, reasons = copy.deepcopy(self), []
+        # States that carry a graph cannot be copied with it.
+        states = {id(t): t.detach().clone() for m in self.modules() for t in tensors_in(vars(m).values())
+                  if not t.is_leaf}
+        net, reasons = copy.deepcopy(self, states), []
 
         def check(name: str, sequence: ReversibleSequence, x: Tensor) -> None:
             why: list[str] = []
