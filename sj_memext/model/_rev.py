@@ -27,7 +27,7 @@ class Invertible(nn.Module):
         Raises MemextError for an input that cannot be coupled at all, as the sequences do.
         """
         # States that carry a graph cannot be copied with it.
-        states = {id(t): t.detach().clone() for m in self.modules() for t in tensors_in(vars(m).values())
+        states = {id(t): t.detach().clone() for m in self.modules() for t in tensors_in([*vars(m).values()])
                   if not t.is_leaf}
         net, reasons = copy.deepcopy(self, states), []
 
