@@ -11,14 +11,14 @@ The paper measured networks of other blocks: with time alone 88.1 of 267.1 MB (M
 from __future__ import annotations
 
 import argparse
-import gc
+from functools import partial
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 from benchmarks._measure import in_turns, quantiles, ratio, save, table
+from benchmarks._t_revsnn_counted import counted
 from benchmarks._training import distance
 from shared_core.memory import measure
 from shared_core.reversible import ReversibleSequence
@@ -39,22 +39,6 @@ def build(blocks: int, method: str, channels=PAPERS, variant: str = "imagenet") 
             module.reversible = depth
             module.check = False  # of the first step only
     return net
-
-
-def counted(blocks: int, method: str, batch: int, size: int, channels) -> tuple[int, int]:
-    """(peak, kept for backward) in bytes."""
-    with FakeTensorMode():
-        net = build(blocks, method, channels)
-        x, labels = torch.randn(batch, 3, size, size), torch.zeros(batch, dtype=torch.long)
-
-        def step() -> None:
-            with torch.autocast("cpu", torch.float16):
-                loss = cross_entropy(net(x), labels)
-            loss.backward()
-
-        found = measure(step, model=net, timeline=False)
-    gc.collect()
-    return found.peak_bytes, found.saved_bytes
 
 
 class Small:
@@ -79,7 +63,7 @@ def rows_of(blocks: int, size: int, channels, batches=(8, 16)) -> list[dict]:
     rows, wanted = [], None
     for method in METHODS:
         print(f"{blocks} blocks a stage, {method}", flush=True)
-        low, high = (counted(blocks, method, batch, size, channels) for batch in batches)
+        low, high = (counted(partial(build, blocks, method, channels), batch, size) for batch in batches)
         many = batches[1] - batches[0]
         small = Small(blocks, method)
         real = measure(small.step, model=small.net, timeline=False)

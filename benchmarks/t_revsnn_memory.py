@@ -10,15 +10,13 @@ sizes, so weights and their gradients drop out; "at batch 64" divides the whole 
 from __future__ import annotations
 
 import argparse
-import gc
 from pathlib import Path
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import cross_entropy
 
 from benchmarks._measure import in_turns, quantiles, ratio, results_folder, save, table
-from shared_core.memory import measure
+from benchmarks._t_revsnn_counted import counted
 from sj_memext.model import t_revsnn
 
 SMALL, LARGE = (64, 128, 256, 384), (96, 192, 384, 512)
@@ -28,24 +26,8 @@ STEPS = tuple(TABLE_4)
 MB = 1e6
 
 
-def peak(batch: int, size: int = 224, channels=SMALL, **options) -> tuple[int, int]:
-    """(peak, kept for backward) in bytes of one training step."""
-    with FakeTensorMode():
-        net = t_revsnn(channels, **options)
-        x, labels = torch.randn(batch, 3, size, size), torch.zeros(batch, dtype=torch.long)
-
-        def step() -> None:
-            with torch.autocast("cpu", torch.float16):
-                loss = cross_entropy(net(x), labels)
-            loss.backward()
-
-        found = measure(step, model=net, timeline=False)
-    gc.collect()
-    return found.peak_bytes, found.saved_bytes
-
-
-def per_image(size: int = 224, batches: tuple[int, int] = (32, 64), **options) -> dict:
-    low, high = (peak(batch, size, **options) for batch in batches)
+def per_image(size: int = 224, batches: tuple[int, int] = (32, 64), channels=SMALL, **options) -> dict:
+    low, high = (counted(lambda: t_revsnn(channels, **options), batch, size) for batch in batches)
     many = batches[1] - batches[0]
     image, kept = (high[0] - low[0]) / many, (high[1] - low[1]) / many
     return {"MB per image": image / MB, "kept, MB per image": kept / MB,
