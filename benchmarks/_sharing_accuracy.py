@@ -40,7 +40,7 @@ class Setting:
 
 # The paper's widths are 128 for activities, and 128, 128, 256, 512, 512 for VGG16; these are for a CPU.
 TASKS = {"activities": Setting(4, (32,), epochs=5, most=4000), "mnist": Setting(4, (8, 16, 32, 32, 32), rate=1e-2),
-         "cifar10": Setting(4, (16, 32, 64, 64, 64), rate=1e-2)}
+         "cifar10": Setting(4, (8, 16, 32, 32, 32), rate=1e-2)}
 
 
 def build(task: str, variant: str, reset: str, setting: Setting, seed: int) -> nn.Module:
