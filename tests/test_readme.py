@@ -2,6 +2,8 @@
 import contextlib
 import io
 import re
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -42,6 +44,10 @@ def _programs() -> list:
 
 @pytest.mark.parametrize("program", _programs())
 def test_whole_programs_of_the_guides_run(program):
+    if "sj_memext.compat" in program:  # changes the framework for the rest of the process
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return
     with contextlib.redirect_stdout(io.StringIO()):
         exec(compile(program, "guide", "exec"), {})
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from shared_core.errors import MemextError
 from shared_core.retrofit import Framework
-from shared_core.sharing import SharingHost, Together, _groups
+from shared_core.sharing import SharingHost, Together, _groups, _stepped
 from shared_core.sharing._layers import Layer, layers_of, observe
 from shared_core.sharing._regions import regions
 from shared_core.sharing._stepped import PREFER, TimeOutermost, training_norms
@@ -157,7 +157,8 @@ def test_norms_that_would_see_one_step():
 
 
 def test_states_kept_per_preference():
-    assert [PREFER[name](5) for name in ("memory", "balanced", "speed")] == [5, None, 1]
+    assert [_stepped._EVERY[name](5) for name in ("memory", "balanced", "speed")] == [5, None, 1]
+    assert PREFER == ("memory", "balanced", "speed", "graph")
 
 
 def test_a_part_is_called_with_one_sequence():

@@ -137,6 +137,7 @@ def test_the_programs_own_excepthook_and_exception_groups(program):
 def test_keyboard_interrupt_ends_it_by_the_signal(program):
     native, ours = program("""
         import atexit, os, signal, time
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell inherit "ignored"
         atexit.register(print, "at exit")
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(30)
