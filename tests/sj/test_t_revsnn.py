@@ -11,7 +11,8 @@ from spikingjelly.activation_based import surrogate as host
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from benchmarks.t_revsnn_memory import LARGE, SMALL, TABLE_2, peak, per_image, states
+from benchmarks._t_revsnn_counted import counted
+from benchmarks.t_revsnn_memory import LARGE, SMALL, TABLE_2, per_image, states
 from shared_core import surrogate
 from shared_core.errors import MemextError
 from shared_core.reversible.columns import Columns
@@ -179,6 +180,12 @@ def test_memory_per_image_is_below_the_papers():
     assert found["MB per image"] < 0.5 * TABLE_2[SMALL]
 
 
+def growth(size: int, **options) -> int:
+    """Bytes that the peak of four images has over that of two."""
+    four, two = (counted(lambda: t_revsnn(SMALL, **options), batch, size)[0] for batch in (4, 2))
+    return four - two
+
+
 @pytest.mark.slow
 def test_memory_per_image_of_the_large_one():
     assert per_image(channels=LARGE)["at batch 64, MB per image"] <= TABLE_2[LARGE]
@@ -188,7 +195,7 @@ def test_memory_per_image_of_the_large_one():
 def test_memory_grows_by_an_eighth_of_a_byte_per_state_and_column():
     """T = 2 to 6 at 64x64: no state is kept there (decay 0.5)."""
     n = states(SMALL, 64)
-    few, many = (peak(4, 64, T=T, encoding="same")[0] - peak(2, 64, T=T, encoding="same")[0] for T in (2, 6))
+    few, many = (growth(64, T=T, encoding="same") for T in (2, 6))
     assert (many - few) / 2 / 4 <= n / 8
 
 
@@ -199,7 +206,7 @@ def test_growth_to_the_last_byte():
     n, image = states(SMALL, 64), SMALL[0] * 16 * 16 * 2
     peaks, kept = {}, {}
     for T in (4, 8):
-        peaks[T] = (peak(4, 64, T=T)[0] - peak(2, 64, T=T)[0]) / 2
+        peaks[T] = growth(64, T=T) / 2
         plan = t_revsnn((8, 8), T=T).columns.plan()[0]
         kept[T] = sum(len(channels) == 8 for channels in plan)  # columns whose states are kept: all decays are alike
     assert kept == {4: 0, 8: 1}
