@@ -32,6 +32,7 @@ class _Session:
 _sessions: ContextVar[tuple[_Session, ...]] = ContextVar("memext_sessions", default=())
 _lock = threading.Lock()
 _users: dict[type, int] = {}  # host classes that are wrapped -> how many `with` blocks need it
+_live: dict[type, object] = {}  # whose wrapper it is that acts; one that somebody has put back later does not
 
 
 @contextlib.contextmanager
@@ -66,10 +67,11 @@ def _wrap(host: type) -> None:
         if _users[host] > 1:
             return
         original, own = host.__init__, "__init__" in vars(host)
+        token = _live[host] = object()
 
         @functools.wraps(original)
         def __init__(self, *args, **kwargs):
-            session = _become(host, self)
+            session = _become(host, self) if _live.get(host) is token else None
             if session is not None and entered(self)[-1].before is host:
                 type(self).__init__(self, *args, **kwargs)  # ours, which may take more; comes back, to the original
             else:
@@ -86,7 +88,7 @@ def _unwrap(host: type) -> None:
         _users[host] -= 1
         if _users[host]:
             return
-        del _users[host]
+        del _users[host], _live[host]
         # Somebody may have wrapped __init__ over ours meanwhile: then theirs stays, and ours below it does nothing.
         original, own = getattr(vars(host).get("__init__"), "_memext_undo", (None, False))
         if original is None:

@@ -464,6 +464,11 @@ def test_substitute_and_install_in_any_order():
         assert type(new_neuron.LIFNode(backend="cupy")).__name__ == "FusedLIFNode"
     assert new_neuron.LIFNode(2.0, True, 1.0, 0.0, new_neuron.LIFNode().surrogate_function, False, "m", "cupy",
                               True).store_v_seq
+    compat.uninstall()
+    with sj_memext.substitute() as seen:  # the wrapper that came back with compat's going is nobody's
+        new_neuron.EIFNode()
+        new_neuron.LIFNode()
+    assert [len(seen.changed), len(seen.skipped)] == [1, 0]
 
 
 def test_a_real_module_is_never_covered(tmp_path):
