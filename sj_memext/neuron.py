@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from shared_core import dynamics
+from shared_core._again import fork
 from shared_core._groups import in_turn, membrane_shape, side_by_side
 from shared_core.chain import neuron as chain
 from shared_core.chain.method import NEURON_POLICY
@@ -353,7 +354,7 @@ def _answer(function, x: Tensor, shape: torch.Size) -> bool:
     """Anything may hide in a closure: the answer to a constant has a gradient only if it comes from inside. One element
     is enough, unless the function needs the whole shape. Random generators stay as they were."""
     ask = torch.zeros([1] * len(shape), dtype=_state_dtype(x), device=x.device)
-    with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+    with fork(x.device):
         try:
             return function(ask).requires_grad
         except Exception:  # whatever a function raises that looks at sizes; its own mistakes come again below

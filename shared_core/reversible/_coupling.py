@@ -17,7 +17,7 @@ from ..temporal._program import leaf, unchanged_mode
 from ._grid import Rounded, largest, limit, rounded, stream_dtype
 from ._parts import Call, Part, aside, key
 
-__all__ = ["Coupling", "fork", "own"]
+__all__ = ["Coupling", "own"]
 
 _HALF = (torch.float16, torch.bfloat16)
 # A graph that is thrown away at once is nobody's business: torch.utils.checkpoint counts what is saved.

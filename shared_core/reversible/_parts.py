@@ -19,7 +19,7 @@ from ..errors import MemextError
 from ..temporal._captured import Place
 from ..temporal._hosts import Cell, Host, imported
 
-__all__ = ["Call", "Part", "aside", "is_rebuilding", "key", "parts_of", "rebuilding"]
+__all__ = ["Call", "Part", "aside", "is_rebuilding", "key", "part_of", "parts_of", "rebuilding"]
 
 _rebuilding: ContextVar[bool] = ContextVar("rebuilding", default=False)
 
@@ -80,11 +80,12 @@ def parts_of(blocks: Sequence[nn.Module], where: str) -> list[Part]:
     parts = []
     for i, block in enumerate(blocks):
         name = f"{where}: block {i}" if len(blocks) > 1 else where
-        parts += [_part(block.f, f"{name}, F", hosts), _part(block.g, f"{name}, G", hosts)]
+        parts += [part_of(block.f, f"{name}, F", hosts), part_of(block.g, f"{name}, G", hosts)]
     return parts
 
 
-def _part(module: nn.Module, name: str, hosts: Sequence[Host]) -> Part:
+def part_of(module: nn.Module, name: str, hosts: Sequence[Host]) -> Part:
+    """What it takes to run this module again.  name: for messages."""
     modules = list(module.modules())
     places = [Place(m._parameters, n) for m in modules for n, p in m._parameters.items() if p is not None]
     held = [place.get() for place in places]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from .._again import fork
 from ..coding import is_fake
 from ..errors import MemextError
 from ..surrogate import Surrogate
@@ -21,7 +22,7 @@ from ..temporal._hosts import imported
 from ..temporal._program import unchanged_mode
 from ._column_node import ColumnsNode, Course, advance, run_columns
 from ._column_state import TurnedOn, kept_channels, smoothness, window
-from ._parts import Part, _part, aside
+from ._parts import Part, aside, part_of
 
 __all__ = ["Columns", "window"]
 
@@ -154,10 +155,9 @@ class Columns(nn.Module):
         False: a stage does something else when it is run again, or decays are too small for the tolerance given.
         """
         inputs = [x.detach() for x in self._inputs(inputs)]
-        devices = [inputs[0].device] if inputs[0].device.type == "cuda" else []
         found = []
         for run in (self.plain, self._reversible):
-            with torch.random.fork_rng(devices):
+            with fork(inputs[0].device):
                 found.append(self._gradients(run, inputs))
         limit = 10 * TOLERANCE[found[0][0].dtype]
         return all(_apart(a, b) <= limit for a, b in zip(*found))
@@ -197,7 +197,7 @@ class Columns(nn.Module):
 
     @staticmethod
     def _part(module: nn.Module) -> Part:
-        part = _part(module, "Columns", imported())
+        part = part_of(module, "Columns", imported())
         if part.cells:
             names = sorted({type(cell.module).__name__ for cell in part.cells})
             raise MemextError(f"Columns: a stage holds {', '.join(names)}, which carries a state from call to call; "

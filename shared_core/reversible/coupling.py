@@ -9,7 +9,8 @@ grid, so that x comes back to the last bit.
 """
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from ._coupling import Coupling
 from ._grid import GRID, check_grid, limit
 from ._parts import aside, parts_of
 
-__all__ = ["ReversibleBlock", "ReversibleSequence"]
+__all__ = ["ReversibleBlock", "ReversibleSequence", "sequences_checked"]
 
 
 class _Reversible(nn.Module):
@@ -178,3 +179,25 @@ class ReversibleSequence(_Reversible):
 
     def _blocks(self):
         return list(self.blocks)
+
+
+@contextmanager
+def sequences_checked(net: nn.Module) -> Iterator[list[str]]:
+    """While this is open, every ReversibleSequence in `net` checks its input before it runs on it (check_invertible).
+
+    Yields a list, to which is added which sequences do not get theirs back, and why.
+    """
+    reasons: list[str] = []
+
+    def check(name: str, sequence: ReversibleSequence, x: Tensor) -> None:
+        why: list[str] = []
+        sequence.check_invertible(x, why)
+        reasons.extend(f"{name}: {reason}" for reason in why)
+
+    hooks = [m.register_forward_pre_hook(lambda m, args, name=name: check(name, m, args[0]))
+             for name, m in net.named_modules() if isinstance(m, ReversibleSequence)]
+    try:
+        yield reasons
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from shared_core._memory_graph import tensors_in
+from shared_core._again import fork
 from shared_core.errors import MemextError
+from shared_core.reversible._parts import aside, part_of
+from shared_core.reversible.coupling import sequences_checked
+from shared_core.temporal._hosts import imported
 
 from .._host import functional, layer
-from ..layer import ReversibleSequence
 
 __all__ = ["Invertible", "Neurons", "conv_norm", "finished", "over_time"]
 
@@ -23,24 +25,12 @@ class Invertible(nn.Module):
         """Whether the inputs of all blocks come back from the outputs of their sequences bit for bit, for this input of
         the network and the neurons' present states.
 
-        report: a list, to which is added why not, with the sequence's name. The network stays as it is: a copy runs.
+        report: a list, to which is added why not, with the sequence's name. The network stays as it is.
         Raises MemextError for an input that cannot be coupled at all, as the sequences do.
         """
-        # States that carry a graph cannot be copied with it.
-        states = {id(t): t.detach().clone() for m in self.modules() for t in tensors_in([*vars(m).values()])
-                  if not t.is_leaf}
-        net, reasons = copy.deepcopy(self, states), []
-
-        def check(name: str, sequence: ReversibleSequence, x: Tensor) -> None:
-            why: list[str] = []
-            sequence.check_invertible(x, why)
-            reasons.extend(f"{name}: {reason}" for reason in why)
-
-        for name, module in net.named_modules():
-            if isinstance(module, ReversibleSequence):
-                module.register_forward_pre_hook(lambda m, args, name=name: check(name, m, args[0]))
-        with torch.no_grad(), torch.random.fork_rng(devices=[d for d in (sample.device,) if d.type == "cuda"]):
-            net(sample)
+        net = part_of(self, type(self).__name__, imported())
+        with torch.no_grad(), aside([net]), fork(sample.device), sequences_checked(self) as reasons:
+            self(sample)
         if report is not None:
             report += reasons
         return not reasons

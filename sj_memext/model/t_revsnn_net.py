@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from shared_core.errors import MemextError
-from shared_core.reversible import ReversibleSequence
 from shared_core.reversible._column_state import TurnedOn
 from shared_core.reversible.columns import Columns, window
+from shared_core.reversible.coupling import sequences_checked
 from shared_core.surrogate import Surrogate
 
 from ..surrogate import from_spikingjelly
@@ -170,14 +170,8 @@ class TRevSNN(nn.Module):
         coupled blocks come back bit for bit (see ReversibleSequence.check_invertible)? Leaves nothing behind."""
         with torch.no_grad():
             inputs = self.encode(sample)
-        found: list[bool] = []
-        hooks = [m.register_forward_pre_hook(lambda m, args: found.append(m.check_invertible(args[0])))
-                 for m in self.modules() if isinstance(m, ReversibleSequence)]
-        try:
-            return self.columns.check_invertible(inputs) and all(found)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        with sequences_checked(self) as reasons:
+            return self.columns.check_invertible(inputs) and not reasons
 
     def report(self) -> dict:
         """Which share of the states is kept, with the decays as they are now. See Columns.report."""
