@@ -29,6 +29,7 @@ def overview_rows(results: Path) -> tuple[list[str], list[list[str]]]:
     small = "(64, 128, 256, 384)"
     zoo = [r["peak of native's"] for r in _rows(results, "zoo_cpu") if r["method"] == "recompute memory"]
     leaves = json.loads((results / "early_exit.json").read_text())["summary"][0]
+    early = f"{leaves['steps saved']:.0%} of the steps saved, {100 * leaves['lost']:.2f} points lost"
     peak, took, plain, longer = "peak of native's", "time of native's", "peak of plain's", "time of plain's"
     memopt, slower = "peak of memopt's", "time of memopt's"
     lean, fast = shared["[L+C#2], recompute"], shared["[L+C#2], graph, recompute"]
@@ -44,20 +45,21 @@ def overview_rows(results: Path) -> tuple[list[str], list[list[str]]]:
          f"{reverse[longer]:.2f}x; {merged[longer]:.2f}x",
          "[through time](docs/guide/through_time.md)"],
         ["somebody else's repository", "`memext run train.py`, or `import sj_memext.compat`", _range(zoo) +
-         " (recompute)", "", "[programs](docs/guide/programs.md)"],
-        ["a ResNet19, and may share membranes (EfficientLIF-Net)", '`share(net, "auto", channels=2)`',
+         ' (`recompute`, `prefer="memory"`)', "", "[programs](docs/guide/programs.md)"],
+        ["a ResNet19, and may share membranes (EfficientLIF-Net)",
+         '`share(net, "auto", channels=2)`, `retrofit(net, "recompute")`',
          f"{lean[peak]:.2f}x; {fast[peak]:.2f}x with `prefer='graph'`", f"{lean[took]:.2f}x; {fast[took]:.2f}x",
          "[shared membranes](docs/guide/shared_membranes.md)"],
         [f"{deepest} blocks, and may make them reversible", "`ReversibleSequence(blocks)`",
          f"{deep[plain]:.3f}x, the same at any depth", f"{deep[longer]:.2f}x",
          "[reversible](docs/guide/reversible.md)"],
         ["neurons whose memory must go (RevSNN)", '`retrofit(net, "reversible")`',
-         f"neurons: 1/{neurons['times less neuron memory']:.0f}", "",
+         f"1/{neurons['times less neuron memory']:.0f} of what neurons keep (planned, vgg19, T = {neurons['T']})", "",
          "[reversible](docs/guide/reversible.md)"],
         ["images, and trains from the start (T-RevSNN)", "`model.t_revsnn(...)`",
-         f"{image:.2f}x per image", "", "[reversible](docs/guide/reversible.md)"],
+         f"{image:.2f}x per image of plain autograd (counted without the memory)", "",
+         "[reversible](docs/guide/reversible.md)"],
         ["a trained network, and wonders what it costs on hardware", "`memext energy`, `early_exit(net)`",
-         f"early exit: {leaves['steps saved']:.0%} of the steps saved at {100 * leaves['lost']:.2f} points", "",
-         "[hardware](docs/guide/hardware.md)"],
+         f"MNIST, T = {leaves['T']}: {early}", "", "[hardware](docs/guide/hardware.md)"],
         ["conversion, NIR, monitors, events", "nothing else", "", "", "[tools](docs/guide/tools.md)"],
     ]
